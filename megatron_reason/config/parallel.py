@@ -1,0 +1,41 @@
+"""The parallel layout of a training or scoring job, checked before any process starts."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_reason.config.base import Strict
+from megatron_reason.errors import TopologyError
+
+
+class ParallelConfig(Strict):
+    """Section `parallel`; what is left of the processes is data parallel."""
+
+    tensor_model_parallel_size: int = Field(1, ge=1)
+    """Ranks that share each matrix and the vocabulary (TP)."""
+    pipeline_model_parallel_size: int = Field(1, ge=1)
+    """Ranks that share the layers (PP)."""
+    sequence_parallel: bool = False
+    """Shard activations along the tokens between tensor-parallel regions."""
+    recompute: Literal["none", "full"] = "none"
+    """Keep activations, or recompute each layer in the backward pass."""
+
+    @property
+    def model_size(self) -> int:
+        """Ranks that hold one copy of the model: TP x PP."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Copies of the model in `world_size` ranks.
+
+        Raises:
+            TopologyError: `world_size` is not a multiple of TP x PP.
+        """
+        if world_size % self.model_size:
+            raise TopologyError(
+                "parallel",
+                f"{world_size} processes cannot hold whole copies of a model split over "
+                f"TP {self.tensor_model_parallel_size} x PP {self.pipeline_model_parallel_size}.",
+                f"Use a multiple of {self.model_size} processes, or a smaller layout.",
+            )
+        return world_size // self.model_size

@@ -1,0 +1,41 @@
+"""How responses are drawn from a model, and where its engine lives."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_reason.config.base import Strict
+
+
+class SamplingConfig(Strict):
+    """Section `sampling`: one request's parameters."""
+
+    samples_per_prompt: int = Field(1, ge=1)
+    """Responses drawn for each problem."""
+    temperature: float = Field(1.0, ge=0)
+    """Divides the logits; 0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Smallest probability mass of tokens sampled from; 1 samples from all."""
+    max_tokens: int = Field(512, ge=1)
+    """Longest response in tokens; one that reaches it is marked truncated."""
+    seed: int = 42
+    """Seed of the first response; response i of problem j gets a seed derived from it."""
+
+
+class EngineConfig(Strict):
+    """Section `engine`: the process that generates text."""
+
+    name: Literal["vllm", "transformers"] = "vllm"
+    """vLLM in a process of its own, or transformers' `generate` where vLLM is not installed."""
+    max_model_len: int = Field(1024, ge=1)
+    """Longest prompt plus response in tokens."""
+    max_num_seqs: int = Field(64, ge=1)
+    """Sequences decoded at once."""
+    kv_cache_mb: int = Field(512, ge=16)
+    """Memory for keys and values in MiB (CPU engines)."""
+    gpu_memory_fraction: float = Field(0.85, gt=0, le=1)
+    """Share of a GPU's memory that vLLM may take."""
+    start_timeout_s: float = Field(600, gt=0)
+    """Seconds an engine may take to start or to load weights."""
+    request_timeout_s: float = Field(1800, gt=0)
+    """Seconds one batch of prompts may take before the engine counts as hung."""

@@ -1,0 +1,72 @@
+"""How a training stage spends its updates: batches, optimizer, schedule, checkpoints."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from megatron_reason.config.base import Strict
+from megatron_reason.config.parallel import ParallelConfig
+
+
+class BatchConfig(Strict):
+    """Section `train.batch`. How many sequences an update takes is the method's to say."""
+
+    max_tokens_per_microbatch: int = Field(4096, ge=1)
+    """Tokens packed into one micro-batch; no sequence may be longer."""
+    packing: bool = True
+    """Several sequences per micro-batch, kept apart by attention; False gives each its own."""
+
+
+class OptimConfig(Strict):
+    """Section `train.optim`: AdamW with a rate that is a pure function of the update index."""
+
+    lr: float = Field(..., gt=0)
+    """Peak learning rate."""
+    min_lr: float = Field(0.0, ge=0)
+    """Rate at the last update of a decaying schedule."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_fraction: float = Field(0.03, ge=0, lt=1)
+    """Share of the updates during which the rate rises from 0."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Adam's epsilon."""
+    clip_grad: float = Field(1.0, ge=0)
+    """Largest global gradient norm; 0 does not clip."""
+
+
+class CheckpointConfig(Strict):
+    """Section `train.checkpoint`."""
+
+    every: int = Field(50, ge=1)
+    """Updates between two checkpoints; the last update always writes one."""
+    keep: int = Field(1, ge=1)
+    """Most recent checkpoints kept on disk."""
+
+
+class TrainConfig(Strict):
+    """Section `train`."""
+
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the scarcest role of the table; this or `updates`."""
+    updates: int | None = Field(None, ge=1)
+    """Optimizer updates; this or `epochs`."""
+    batch: BatchConfig = BatchConfig()
+    """Micro-batches."""
+    optim: OptimConfig
+    """Optimizer and schedule."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout of the model over the processes."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save and how much to keep."""
+    max_nonfinite_updates: int = Field(3, ge=0)
+    """Consecutive updates with non-finite gradients that are skipped before the run stops."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.updates is None):
+            raise ValueError("give exactly one of 'epochs' and 'updates'")
+        return self

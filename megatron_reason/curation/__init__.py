@@ -1,0 +1,1 @@
+"""Tables to tables. One file is one stage."""

@@ -1,0 +1,1 @@
+"""Megatron, and only here: topology, packing, aggregation, the update. Knows no method by name."""

@@ -1,0 +1,81 @@
+"""Everything that can go wrong in a way the user can repair.
+
+    ReasonError
+    +-- ConfigError        (ValueError)    a key, a value, or two values that contradict each other
+    +-- DataError          (ValueError)    rows that are missing, too few, or not what they claim to be
+    |   +-- SchemaError                    a table without the columns its kind promises
+    +-- TopologyError      (ValueError)    a parallel layout that cannot be built
+    +-- ConversionError    (ValueError)    HF <-> Megatron: a field or tensor no rule covers
+    +-- CheckpointError    (RuntimeError)  nothing to resume from, or something that must not be resumed
+    +-- GenerationError    (RuntimeError)  the engine died, hung, or answered nonsense
+    +-- RewardError        (RuntimeError)  verification failed as a whole, not for one answer
+    +-- NumericsError      (ArithmeticError) non-finite losses or gradients beyond the allowed number
+    +-- PlatformError      (RuntimeError)  the device or a library cannot do what was asked
+    +-- LaunchError        (RuntimeError)  processes or jobs that did not start or did not end well
+
+A message has four parts: where, what, the values, the way out. Not here: errors of our own making,
+which are assertions with a message.
+"""
+
+
+class ReasonError(Exception):
+    """Base of all errors a user can repair.
+
+    Args:
+        where: file, stage or object the error is about ("examples/oxa.yaml:31 train.parallel.tp").
+        what: one or two sentences: what is wrong, with the offending values.
+        way_out: what to type or change next.
+    """
+
+    def __init__(self, where: str, what: str, way_out: str) -> None:
+        super().__init__(where, what, way_out)
+        self.where = where
+        self.what = what
+        self.way_out = way_out
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}  {self.where}\n  {self.what}\n  {self.way_out}"
+
+
+class ConfigError(ReasonError, ValueError):
+    """A configuration key or value that cannot be used."""
+
+
+class DataError(ReasonError, ValueError):
+    """Input rows that cannot be used, or too few of them."""
+
+
+class SchemaError(DataError):
+    """A table that lacks the columns its kind promises."""
+
+
+class TopologyError(ReasonError, ValueError):
+    """A parallel layout that the model or the world size does not allow."""
+
+
+class ConversionError(ReasonError, ValueError):
+    """A checkpoint field or tensor that no conversion rule covers."""
+
+
+class CheckpointError(ReasonError, RuntimeError):
+    """A checkpoint that is missing, incomplete, or belongs to another run."""
+
+
+class GenerationError(ReasonError, RuntimeError):
+    """The generation engine died, hung, or returned something unusable."""
+
+
+class RewardError(ReasonError, RuntimeError):
+    """Verification as a whole failed (single answers get a Verdict instead)."""
+
+
+class NumericsError(ReasonError, ArithmeticError):
+    """Losses or gradients stayed non-finite beyond the allowed number of updates."""
+
+
+class PlatformError(ReasonError, RuntimeError):
+    """The device or an installed library cannot do what was asked."""
+
+
+class LaunchError(ReasonError, RuntimeError):
+    """Worker processes or cluster jobs that did not start or did not end well."""

@@ -1,0 +1,1 @@
+"""Starting processes: on this machine, on a cluster. No torch here."""

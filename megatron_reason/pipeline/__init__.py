@@ -1,0 +1,1 @@
+"""YAML -> plan -> stages -> manifests."""

@@ -1,0 +1,1 @@
+"""Figures and pages from tables and JSON alone. No torch here."""

@@ -1,0 +1,1 @@
+"""Was it right? One file is one reward; the answer is a Verdict, not a float."""

@@ -1,0 +1,109 @@
+"""Batches and the statistics a model returns for them.
+
+T packed tokens of one micro-batch, S sequences in it. Everything is aligned to *targets*: entry t of
+each `_T` array belongs to the token `target_T[t]` that position t predicts, so no method re-derives
+the shift by one. Not here: how sequences are packed (`engine/packing.py`).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+
+class Role(StrEnum):
+    """What is to be done with a sequence."""
+
+    DEMO = "demo"
+    """Imitate it."""
+    NEGATIVE = "negative"
+    """Suppress it."""
+    ROLLOUT = "rollout"
+    """Reinforce it by its advantage."""
+
+
+ROLE_INDEX = {role: index for index, role in enumerate(Role)}
+
+
+class Stat(StrEnum):
+    """Per-token statistics a method may ask for."""
+
+    LOGPROB = "logprob"
+    """Differentiable log-probability of the target, in nats."""
+    ENTROPY = "entropy"
+    """Differentiable entropy of the full next-token distribution, in nats."""
+
+
+@dataclass(frozen=True)
+class TokenizedSample:
+    """One sequence, ready to be packed.
+
+    `ids` is prompt then response; position t predicts `ids[t + 1]`, and the response's tokens,
+    its stop token included, are the supervised ones.
+    """
+
+    sample_id: str
+    role: Role
+    ids: tuple[int, ...]
+    num_prompt_tokens: int
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that predict a token: one less than the ids."""
+        return len(self.ids) - 1
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised tokens: those of the response."""
+        return len(self.ids) - max(self.num_prompt_tokens, 1)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch: sequences laid end to end, kept apart by `cu_seqlens`."""
+
+    ids_T: Tensor
+    """int64 [T]: input tokens."""
+    target_T: Tensor
+    """int64 [T]: the token each position predicts; 0 where nothing is predicted."""
+    position_T: Tensor
+    """int64 [T]: position inside the own sequence."""
+    segment_T: Tensor
+    """int64 [T]: index of the own sequence, in 0..S-1; S for padding."""
+    loss_mask_T: Tensor
+    """bool [T]: whether the target is supervised."""
+    role_S: Tensor
+    """int64 [S]: `ROLE_INDEX` of each sequence."""
+    cu_seqlens: Tensor
+    """int32 [S + 1 or S + 2]: starts of the sequences (padding last, as one of its own)."""
+    max_seqlen: int
+    """Longest stretch between two entries of `cu_seqlens`."""
+    sample_ids: tuple[str, ...]
+    """Identifiers of the S sequences."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T, padding included."""
+        return self.ids_T.numel()
+
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return self.role_S.numel()
+
+    def role_mask_T(self, role: Role) -> Tensor:
+        """bool [T]: supervised positions of the sequences with `role`."""
+        is_role_S = self.role_S == ROLE_INDEX[role]
+        padded = torch.cat([is_role_S, is_role_S.new_zeros(1)])
+        return padded[self.segment_T] & self.loss_mask_T
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """All a method ever sees of the model. float32, or float64 for float64 input."""
+
+    logprob_T: Tensor
+    """[T]: log p(target), in nats; differentiable."""
+    entropy_T: Tensor
+    """[T]: entropy over the whole vocabulary, in nats; differentiable."""

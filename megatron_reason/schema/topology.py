@@ -1,0 +1,54 @@
+"""This rank's place among the others, as a frozen value that is handed around.
+
+Only `engine/topology.py` builds one from Megatron's state; everybody else receives it. Not here: any
+call to `torch.distributed`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Coordinates and process groups of one rank.
+
+    A group is None where it would have a single member, so single-process code needs no
+    torch.distributed at all.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    tp_rank: int = 0
+    tp_size: int = 1
+    pp_rank: int = 0
+    pp_size: int = 1
+    dp_rank: int = 0
+    dp_size: int = 1
+    tp_group: "ProcessGroup | None" = None
+    pp_group: "ProcessGroup | None" = None
+    dp_group: "ProcessGroup | None" = None
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the input embedding."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the LM head and computes losses."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank writes metrics: one voice for the whole job, on the last stage."""
+        return self.is_last_stage and self.dp_rank == 0 and self.tp_rank == 0
+
+    def describe(self) -> str:
+        """One line for the log: 'TP 2 x PP 2 x DP 1 = 4 processes'."""
+        return (
+            f"TP {self.tp_size} x PP {self.pp_size} x DP {self.dp_size} = "
+            f"{self.world_size} processes"
+        )

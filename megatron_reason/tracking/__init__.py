@@ -1,0 +1,1 @@
+"""Metric sinks: one file each, all fed with the same flat name -> value mapping."""
