@@ -1,15 +1,15 @@
 """Everything that can go wrong in a way the user can repair.
 
     ReasonError
-    +-- ConfigError        (ValueError)    a key, a value, or two values that contradict each other
-    +-- DataError          (ValueError)    rows that are missing, too few, or not what they claim to be
+    +-- ConfigError        (ValueError)    a key, a value, or two that contradict each other
+    +-- DataError          (ValueError)    rows missing, too few, or not what they claim to be
     |   +-- SchemaError                    a table without the columns its kind promises
     +-- TopologyError      (ValueError)    a parallel layout that cannot be built
     +-- ConversionError    (ValueError)    HF <-> Megatron: a field or tensor no rule covers
-    +-- CheckpointError    (RuntimeError)  nothing to resume from, or something that must not be resumed
+    +-- CheckpointError    (RuntimeError)  nothing to resume from, or what must not be resumed
     +-- GenerationError    (RuntimeError)  the engine died, hung, or answered nonsense
     +-- RewardError        (RuntimeError)  verification failed as a whole, not for one answer
-    +-- NumericsError      (ArithmeticError) non-finite losses or gradients beyond the allowed number
+    +-- NumericsError      (ArithmeticError) non-finite gradients beyond the allowed number
     +-- PlatformError      (RuntimeError)  the device or a library cannot do what was asked
     +-- LaunchError        (RuntimeError)  processes or jobs that did not start or did not end well
 

@@ -19,7 +19,7 @@ QUARANTINE = "quarantine.parquet"
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on success it becomes `target`, else it is removed."""
+    """Yield a temporary path beside `target`; on success it becomes `target`, else it goes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

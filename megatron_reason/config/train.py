@@ -13,8 +13,8 @@ class BatchConfig(Strict):
 
     max_tokens_per_microbatch: int = Field(4096, ge=1)
     """Tokens packed into one micro-batch; no sequence may be longer."""
-    packing: bool = True
-    """Several sequences per micro-batch, kept apart by attention; False gives each its own."""
+    max_sequences_per_microbatch: int | None = Field(None, ge=1)
+    """Sequences packed into one micro-batch; 1 switches packing off, None sets no limit."""
 
 
 class OptimConfig(Strict):

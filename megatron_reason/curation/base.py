@@ -15,6 +15,7 @@ from pydantic import Field
 
 from megatron_reason.config.base import Strict
 from megatron_reason.config.model import ModelConfig
+from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.errors import ConfigError
 from megatron_reason.generation.base import Engine
@@ -78,6 +79,10 @@ class Stage(ABC, Generic[C]):
     config_class: ClassVar[type[StageConfig]]
     runs_on: ClassVar[Literal["host", "ranks"]] = "host"
     """`host`: one process; `ranks`: every worker process calls `run`, Megatron is initialised."""
+
+    def parallel(self) -> ParallelConfig:
+        """Layout of the model, for stages that run on ranks."""
+        return ParallelConfig()
 
     @abstractmethod
     def run(self, context: StageContext) -> StageResult:

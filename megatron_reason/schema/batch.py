@@ -1,7 +1,7 @@
 """Batches and the statistics a model returns for them.
 
-T packed tokens of one micro-batch, S sequences in it. Everything is aligned to *targets*: entry t of
-each `_T` array belongs to the token `target_T[t]` that position t predicts, so no method re-derives
+T packed tokens of one micro-batch, S sequences in it. Everything is aligned to *targets*: entry t
+of each `_T` array belongs to the token `target_T[t]` that position t predicts, so no method re-derives
 the shift by one. Not here: how sequences are packed (`engine/packing.py`).
 """
 
@@ -73,6 +73,8 @@ class PackedBatch:
     """int64 [T]: index of the own sequence, in 0..S-1; S for padding."""
     loss_mask_T: Tensor
     """bool [T]: whether the target is supervised."""
+    supervised_N: Tensor
+    """int64 [N]: positions where `loss_mask_T` holds; only they reach the LM head."""
     role_S: Tensor
     """int64 [S]: `ROLE_INDEX` of each sequence."""
     cu_seqlens: Tensor
@@ -92,8 +94,16 @@ class PackedBatch:
         """S."""
         return self.role_S.numel()
 
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The same batch with its tensors on `device`."""
+        moved = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return PackedBatch(**moved)
+
     def role_mask_T(self, role: Role) -> Tensor:
-        """bool [T]: supervised positions of the sequences with `role`."""
+        """Bool [T]: supervised positions of the sequences with `role`."""
         is_role_S = self.role_S == ROLE_INDEX[role]
         padded = torch.cat([is_role_S, is_role_S.new_zeros(1)])
         return padded[self.segment_T] & self.loss_mask_T

@@ -132,4 +132,3 @@ def _name_of(config_class: type[MethodConfig]) -> str:
             'Write: name: Literal["my_method"] = "my_method"',
         )
     return name
-

@@ -1,8 +1,8 @@
 """Parquet tables with a written, versioned schema: what stages read and write.
 
 A table is a folder entry `<kind>.parquet`; its schema metadata names the kind and version. Reading
-checks columns and types; rows that a stage refuses go to `quarantine.parquet` beside it, each with a
-reason. Not here: what any column means (`records.py`).
+checks columns and types; rows that a stage refuses go to `quarantine.parquet` beside it, each with
+a reason. Not here: what any column means (`records.py`).
 """
 
 from collections import Counter
@@ -187,9 +187,7 @@ class Quarantine:
                 pq.write_table(pa.Table.from_pylist(self.rows), path)
 
 
-def _as_arrow(
-    rows: pl.DataFrame | Iterable[object], schema: pa.Schema, folder: Path
-) -> pa.Table:
+def _as_arrow(rows: pl.DataFrame | Iterable[object], schema: pa.Schema, folder: Path) -> pa.Table:
     records = rows.to_dicts() if isinstance(rows, pl.DataFrame) else [_as_row(r) for r in rows]
     if extra := sorted({name for row in records for name in row} - set(schema.names)):
         raise SchemaError(

@@ -1,7 +1,7 @@
 """This rank's place among the others, as a frozen value that is handed around.
 
-Only `engine/topology.py` builds one from Megatron's state; everybody else receives it. Not here: any
-call to `torch.distributed`.
+Only `engine/topology.py` builds one from Megatron's state; everybody else receives it. Not here:
+any call to `torch.distributed`.
 """
 
 from dataclasses import dataclass
