@@ -1,0 +1,122 @@
+"""Declared terms + global counts -> per-token weights. The only place where a loss is divided.
+
+Counts are integers known before the forward pass and summed once over the data-parallel ranks, so
+the loss is `sum of weight x value` everywhere: no factor of DP, micro-batches or packing appears.
+T packed tokens, S sequences. Source: METHODS 1 and 1.1.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_reason.schema.batch import ROLE_INDEX, PackedBatch
+from megatron_reason.schema.method import Term
+from megatron_reason.schema.metrics import StepMetrics
+from megatron_reason.schema.topology import Topology
+
+
+@dataclass(frozen=True)
+class TermCounts:
+    """How much a term covers, over the whole global batch."""
+
+    sequences: int
+    tokens: int
+
+
+def global_counts(
+    terms: Sequence[Term], batches: Sequence[PackedBatch], topology: Topology,
+    device: torch.device,
+) -> dict[str, TermCounts]:  # fmt: skip
+    """Sequences and supervised tokens of each term over all micro-batches of all ranks.
+
+    Args:
+        terms: summands of the loss.
+        batches: this rank's micro-batches.
+        topology: this rank's place; one all-reduce over its data-parallel group.
+        device: where the collective runs.
+    """
+    local = torch.zeros(len(terms), 2, dtype=torch.int64)
+    for row, term in enumerate(terms):
+        for batch in batches:
+            tokens_S = _tokens_of_sequences(term, batch)
+            local[row, 0] += (tokens_S > 0).sum().cpu()
+            local[row, 1] += tokens_S.sum().cpu()
+    if topology.dp_group is not None:
+        local = local.to(device)
+        dist.all_reduce(local, group=topology.dp_group)
+    return {
+        term.name: TermCounts(sequences, tokens)
+        for term, (sequences, tokens) in zip(terms, local.tolist(), strict=True)
+    }
+
+
+def token_weights(term: Term, batch: PackedBatch, counts: Mapping[str, TermCounts]) -> Tensor:
+    """Weight of each token in `term`, its coefficient left out.
+
+    Returns:
+        [T] float64; 0 where the token is not supervised or has another role. Summed over all
+        tokens of all ranks the weights of a mean of token means are 1.
+    """
+    mask_T = batch.role_mask_T(term.over)
+    covered = counts[term.name]
+    if not covered.tokens:
+        return torch.zeros_like(mask_T, dtype=torch.float64)
+    if term.mean == "token_mean":
+        return mask_T.to(torch.float64) / covered.tokens
+    if term.mean == "seq_mean_token_sum":
+        return mask_T.to(torch.float64) / covered.sequences
+    tokens_S = _tokens_of_sequences(term, batch).clamp(min=1).to(torch.float64)
+    tokens_T = torch.cat([tokens_S, tokens_S.new_ones(1)])[batch.segment_T]
+    return mask_T / (tokens_T * covered.sequences)
+
+
+def weighted_loss(
+    terms: Sequence[Term], losses_T: Mapping[str, Tensor], batch: PackedBatch,
+    counts: Mapping[str, TermCounts],
+) -> tuple[Tensor, StepMetrics]:  # fmt: skip
+    """This micro-batch's share of the loss, and of each term's mean.
+
+    Args:
+        terms: summands, as declared.
+        losses_T: [T] unreduced, unmasked values of each term; keys equal the terms' names.
+        batch: the micro-batch.
+        counts: what `global_counts` returned.
+
+    Returns:
+        Scalar to call backward on; the shares of all micro-batches of all ranks add up to the
+        loss. Metrics `train/<term>`, whose mean is the term without its coefficient.
+    """
+    assert set(losses_T) == {term.name for term in terms}, (
+        f"token_losses returned {sorted(losses_T)}, terms declared {[t.name for t in terms]}"
+    )
+    metrics = StepMetrics()
+    shares: list[Tensor] = []
+    for term in terms:
+        value_T = losses_T[term.name]
+        weight_T = token_weights(term, batch, counts).to(value_T.dtype)
+        # A masked token's value may be inf or NaN: select, never multiply by zero.
+        kept_T = torch.where(weight_T > 0, value_T, 0.0)
+        share = (weight_T * kept_T).sum()
+        shares.append(term.coef * share)
+        # Every rank adds the same total count once per step, in `means_of`; here only the share.
+        metrics.add(f"train/{term.name}", float(share.detach()), 0.0)
+    return torch.stack(shares).sum(), metrics
+
+
+def means_of(terms: Sequence[Term], merged: StepMetrics) -> dict[str, float]:
+    """Each term's mean and the whole loss, from the metrics of all micro-batches of all ranks."""
+    means = {f"train/{term.name}": merged.pairs[f"train/{term.name}"][0] for term in terms}
+    means["train/loss"] = sum(term.coef * means[f"train/{term.name}"] for term in terms)
+    return means
+
+
+def _tokens_of_sequences(term: Term, batch: PackedBatch) -> Tensor:
+    """int64 [S]: supervised tokens of each sequence the term covers, 0 for the others."""
+    num_sequences = batch.num_sequences
+    tokens_S = torch.bincount(batch.segment_T[batch.supervised_N], minlength=num_sequences + 1)[
+        :num_sequences
+    ]
+    return torch.where(batch.role_S == ROLE_INDEX[term.over], tokens_S, 0)

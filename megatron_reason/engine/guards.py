@@ -1,0 +1,83 @@
+"""What stands between a bad number and the weights.
+
+`NonFiniteGuard` decides what a non-finite gradient norm means; `check_packing` proves on the real
+model, before the first update, that neighbours in a micro-batch do not see each other.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_reason.errors import NumericsError
+from megatron_reason.files import write_json
+from megatron_reason.logs import get_logger
+from megatron_reason.schema.batch import TokenizedSample
+
+_LOG = get_logger(__name__)
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+
+@dataclass
+class NonFiniteGuard:
+    """Skips updates with non-finite gradients, notes their batches, stops after too many."""
+
+    folder: Path
+    """Where the offending batches are described."""
+    max_consecutive: int
+    """Updates skipped in a row before the run stops."""
+    skipped: int = 0
+    """Updates skipped in all."""
+    _consecutive: int = 0
+
+    def admits(self, grad_norm: float, update: int, sample_ids: Sequence[str]) -> bool:
+        """Whether the update may be applied.
+
+        Raises:
+            NumericsError: more than `max_consecutive` updates in a row were not finite.
+        """
+        if math.isfinite(grad_norm):
+            self._consecutive = 0
+            return True
+        self.skipped += 1
+        self._consecutive += 1
+        report = self.folder / f"nonfinite_update_{update:07d}.json"
+        write_json(report, {"update": update, "grad_norm": str(grad_norm), "samples": sample_ids})
+        _LOG.warning("update %d skipped: gradient norm %s; batch in %s", update, grad_norm, report)
+        if self._consecutive > self.max_consecutive:
+            raise NumericsError(
+                f"update {update}",
+                f"{self._consecutive} updates in a row had non-finite gradients.",
+                f"Look at the samples named in {self.folder}, lower the learning rate, or raise "
+                "train.max_nonfinite_updates.",
+            )
+        return False
+
+
+def check_packing(
+    score: Callable[[list[list[TokenizedSample]]], list[list[float]]],
+    samples: Sequence[TokenizedSample], dtype: torch.dtype,
+) -> float:  # fmt: skip
+    """Largest difference in a sequence's log-probability between alone, first and last in a pack.
+
+    Args:
+        score: summed log-probability of each sequence of each given micro-batch.
+        samples: at least two short sequences.
+        dtype: the parameters' type, which sets the tolerance (per token, in nats).
+
+    Raises:
+        NumericsError: the difference per token exceeds the tolerance: attention leaks.
+    """
+    first, second = samples[:2]
+    (alone,), (leading, _), (_, trailing) = score([[first], [first, second], [second, first]])
+    per_token = max(abs(alone - leading), abs(alone - trailing)) / first.num_targets
+    if per_token > _TOLERANCE[dtype]:
+        raise NumericsError(
+            "packing self-test",
+            f"sample {first.sample_id} changes its log-probability by {per_token:.2e} nats per "
+            "token when another sequence is packed beside it.",
+            "Set train.batch.max_sequences_per_microbatch to 1 and report this layout.",
+        )
+    return per_token

@@ -1,0 +1,123 @@
+"""Samples -> micro-batches: pack first, distribute second, equally many on every rank.
+
+A sequence is never split. The assignment depends on lengths alone, so every rank computes the same
+one and takes its share; pipeline schedules need the same number of micro-batches everywhere.
+T packed tokens, S sequences. Not here: which samples (`order.py`) and their weights
+(`aggregation.py`).
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from megatron_reason.config.train import BatchConfig
+from megatron_reason.errors import DataError
+from megatron_reason.schema.batch import ROLE_INDEX, PackedBatch, TokenizedSample
+
+
+def assign(lengths: Sequence[int], batch: BatchConfig, num_ranks: int) -> list[list[list[int]]]:
+    """Indices of the sequences in each micro-batch of each rank.
+
+    Longest first, each into the least filled micro-batch that has room; the number of
+    micro-batches is the smallest multiple of `num_ranks` for which everything fits.
+
+    Args:
+        lengths: positions of each sequence.
+        batch: limits of a micro-batch.
+        num_ranks: data-parallel ranks.
+
+    Returns:
+        [rank][micro-batch][sequence]; some micro-batches may be empty.
+
+    Raises:
+        DataError: a sequence is longer than a micro-batch.
+    """
+    longest = max(lengths, default=0)
+    if longest > batch.max_tokens_per_microbatch:
+        raise DataError(
+            "train.batch",
+            f"a sequence of {longest} tokens does not fit into a micro-batch of "
+            f"{batch.max_tokens_per_microbatch}.",
+            f"Raise max_tokens_per_microbatch to {longest}, or drop such sequences in 'mix'.",
+        )
+    num_bins = num_ranks
+    while (bins := _fill(lengths, batch, num_bins)) is None:
+        num_bins += num_ranks
+    bins.sort(key=lambda members: -sum(lengths[i] for i in members))
+    return [[sorted(members) for members in bins[rank::num_ranks]] for rank in range(num_ranks)]
+
+
+def _fill(lengths: Sequence[int], batch: BatchConfig, num_bins: int) -> list[list[int]] | None:
+    most = batch.max_sequences_per_microbatch or len(lengths)
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    filled = [0] * num_bins
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        open_bins = [
+            b
+            for b in range(num_bins)
+            if filled[b] + lengths[index] <= batch.max_tokens_per_microbatch and len(bins[b]) < most
+        ]
+        if not open_bins:
+            return None
+        target = min(open_bins, key=lambda b: (filled[b], b))
+        bins[target].append(index)
+        filled[target] += lengths[index]
+    return bins
+
+
+def pack(samples: Sequence[TokenizedSample], *, multiple_of: int = 1) -> PackedBatch:
+    """Lay `samples` end to end as one micro-batch, on the CPU.
+
+    Args:
+        samples: sequences of at least two tokens; may be empty, which gives one masked token.
+        multiple_of: T is padded to a multiple of it (sequence parallelism needs TP).
+    """
+    used = sum(sample.num_positions for sample in samples)
+    padding = -max(used, 1) % multiple_of + (0 if used else 1)
+    ids: list[int] = []
+    targets: list[int] = []
+    positions: list[int] = []
+    segments: list[int] = []
+    supervised: list[int] = []
+    starts = [0]
+    for index, sample in enumerate(samples):
+        first = starts[-1] + max(sample.num_prompt_tokens - 1, 0)
+        ids += sample.ids[:-1]
+        targets += sample.ids[1:]
+        positions += range(sample.num_positions)
+        segments += [index] * sample.num_positions
+        starts.append(starts[-1] + sample.num_positions)
+        supervised += range(first, starts[-1])
+    if padding:
+        ids += [0] * padding
+        targets += [0] * padding
+        positions += range(padding)
+        segments += [len(samples)] * padding
+        starts.append(starts[-1] + padding)
+    supervised_N = torch.tensor(supervised, dtype=torch.int64)
+    loss_mask_T = torch.zeros(len(ids), dtype=torch.bool)
+    loss_mask_T[supervised_N] = True
+    return PackedBatch(
+        ids_T=torch.tensor(ids),
+        target_T=torch.tensor(targets),
+        position_T=torch.tensor(positions),
+        segment_T=torch.tensor(segments),
+        loss_mask_T=loss_mask_T,
+        supervised_N=supervised_N,
+        role_S=torch.tensor([ROLE_INDEX[s.role] for s in samples], dtype=torch.int64),
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        max_seqlen=max((b - a for a, b in itertools.pairwise(starts)), default=0),
+        sample_ids=tuple(sample.sample_id for sample in samples),
+    )
+
+
+def microbatches_of_rank(
+    samples: Sequence[TokenizedSample], batch: BatchConfig, *, rank: int, num_ranks: int,
+    multiple_of: int = 1,
+) -> list[PackedBatch]:  # fmt: skip
+    """Micro-batches of data-parallel rank `rank` for one update over `samples`."""
+    shares = assign([sample.num_positions for sample in samples], batch, num_ranks)
+    return [
+        pack([samples[i] for i in members], multiple_of=multiple_of) for members in shares[rank]
+    ]

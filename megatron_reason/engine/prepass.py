@@ -1,0 +1,109 @@
+"""Forward-only statistics of whole sequences: what perplexities and entropies are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import nn
+
+from megatron_reason.config.train import BatchConfig
+from megatron_reason.engine.forward import statistics_step
+from megatron_reason.engine.packing import assign, pack
+from megatron_reason.logs import progress
+from megatron_reason.ops.token_stats import HeadOptions
+from megatron_reason.schema.batch import PackedBatch, TokenizedSample, TokenStats
+from megatron_reason.schema.topology import Topology
+
+SEQUENCES_PER_ROUND = 512
+
+
+@dataclass(frozen=True)
+class SequenceScore:
+    """Statistics of the supervised tokens of one sequence."""
+
+    logprob_sum: float
+    """Sum of log p, in nats."""
+    entropy_sum: float
+    """Sum of the full-vocabulary entropies, in nats."""
+    num_tokens: int
+    """Supervised tokens."""
+
+
+def score_sequences(
+    model: nn.Module, samples: Sequence[TokenizedSample], batch: BatchConfig, topology: Topology,
+    *, title: str = "score",
+) -> list[SequenceScore]:  # fmt: skip
+    """Score every sample; logits are multiplied and reduced in float32.
+
+    Samples are packed in rounds of similar length and shared out over the data-parallel ranks.
+
+    Args:
+        model: this rank's pipeline stage.
+        samples: the same list on every rank.
+        batch: limits of a micro-batch.
+        topology: this rank's place.
+        title: what the progress bar says.
+
+    Returns:
+        Scores in the order of `samples`, on every rank.
+    """
+    by_length = sorted(range(len(samples)), key=lambda i: samples[i].num_positions)
+    scores: dict[int, SequenceScore] = {}
+    with progress(title, len(samples), "sequences", shown=topology.rank == 0) as bar:
+        for begin in range(0, len(samples), SEQUENCES_PER_ROUND):
+            members = by_length[begin : begin + SEQUENCES_PER_ROUND]
+            shares = assign([samples[i].num_positions for i in members], batch, topology.dp_size)
+            mine = [[members[i] for i in share] for share in shares[topology.dp_rank]]
+            local = score_microbatches(model, [[samples[i] for i in s] for s in mine], topology)
+            scored = {i: x for share, xs in zip(mine, local, strict=True)
+                      for i, x in zip(share, xs, strict=False)}  # fmt: skip
+            scores.update(_everywhere(scored, topology))
+            bar.advance(len(members))
+    return [scores[i] for i in range(len(samples))]
+
+
+def score_microbatches(
+    model: nn.Module, microbatches: Sequence[Sequence[TokenizedSample]], topology: Topology
+) -> list[list[SequenceScore]]:
+    """Score this rank's micro-batches; results exist on the last pipeline stage only."""
+    device = next(model.parameters()).device
+    batches = [pack(s, multiple_of=topology.tp_size).to(device) for s in microbatches]
+    step = statistics_step(topology, HeadOptions(fp32_logits=True), _sequence_scores)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        collected: list[list[SequenceScore]] = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=iter(batches),
+            model=[model],
+            num_microbatches=len(batches),
+            seq_length=max(b.num_tokens for b in batches),
+            micro_batch_size=1,
+            forward_only=True,
+        )
+    model.train(was_training)
+    return collected if topology.is_last_stage else [[] for _ in microbatches]
+
+
+def _sequence_scores(stats: TokenStats, batch: PackedBatch) -> list[SequenceScore]:
+    sums = torch.zeros(3, batch.num_sequences + 1, dtype=torch.float64, device=batch.ids_T.device)
+    segment_N = batch.segment_T[batch.supervised_N]
+    values = (stats.logprob_T, stats.entropy_T, torch.ones_like(stats.logprob_T))
+    for row, value_T in enumerate(values):
+        sums[row].index_add_(0, segment_N, value_T[batch.supervised_N].double())
+    logprobs, entropies, tokens = sums[:, :-1].tolist()
+    return [
+        SequenceScore(logprob, entropy, int(count))
+        for logprob, entropy, count in zip(logprobs, entropies, tokens, strict=True)
+    ]
+
+
+def _everywhere(local: dict[int, SequenceScore], topology: Topology) -> dict[int, SequenceScore]:
+    """Union of the dictionaries of all ranks."""
+    if topology.world_size == 1:
+        return local
+    parts: list[dict[int, SequenceScore] | None] = [None] * topology.world_size
+    dist.all_gather_object(parts, local)
+    return {index: score for part in parts if part for index, score in part.items()}

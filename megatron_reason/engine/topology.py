@@ -1,0 +1,45 @@
+"""The one reader of Megatron's parallel state; makes the `Topology` everyone else is handed."""
+
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_reason.config.parallel import ParallelConfig
+from megatron_reason.schema.topology import Topology
+
+
+def init_topology(parallel: ParallelConfig, *, seed: int = 1234) -> Topology:
+    """Build the process groups of `parallel` over the default process group.
+
+    Args:
+        parallel: requested layout; data parallelism takes the remaining ranks.
+        seed: seed of Megatron's random-number trackers.
+
+    Raises:
+        TopologyError: the world size is not a multiple of TP x PP.
+    """
+    parallel.data_parallel_size(dist.get_world_size())
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return _read_topology()
+
+
+def _read_topology() -> Topology:
+    tp_size = parallel_state.get_tensor_model_parallel_world_size()
+    pp_size = parallel_state.get_pipeline_model_parallel_world_size()
+    dp_size = parallel_state.get_data_parallel_world_size()
+    return Topology(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=tp_size,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=pp_size,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=dp_size,
+        tp_group=parallel_state.get_tensor_model_parallel_group() if tp_size > 1 else None,
+        pp_group=parallel_state.get_pipeline_model_parallel_group() if pp_size > 1 else None,
+        dp_group=parallel_state.get_data_parallel_group() if dp_size > 1 else None,
+    )

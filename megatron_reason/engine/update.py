@@ -1,0 +1,113 @@
+"""One optimizer update, from samples to metrics: the same for SFT and for RL."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_reason.config.train import TrainConfig
+from megatron_reason.engine.aggregation import global_counts, means_of
+from megatron_reason.engine.forward import LossSpec, training_step
+from megatron_reason.engine.guards import NonFiniteGuard
+from megatron_reason.engine.optim import learning_rate, set_learning_rate
+from megatron_reason.engine.packing import microbatches_of_rank
+from megatron_reason.engine.startup import Trainable
+from megatron_reason.schema.batch import PackedBatch, TokenizedSample
+from megatron_reason.schema.method import Method, TrainState
+from megatron_reason.schema.metrics import StepMetrics
+from megatron_reason.schema.topology import Topology
+
+
+def update(
+    trainable: Trainable, method: Method[Any], samples: Sequence[TokenizedSample],
+    state: TrainState, train: TrainConfig, guard: NonFiniteGuard,
+) -> dict[str, float]:  # fmt: skip
+    """Make one update over the global batch `samples` (the same list on every rank).
+
+    Returns:
+        Metrics by name; complete on ranks of the last pipeline stage.
+
+    Raises:
+        NumericsError: too many updates in a row had non-finite gradients.
+    """
+    started = time.perf_counter()
+    topology = trainable.topology
+    terms = method.terms(state)
+    batches = [
+        batch.to(trainable.device)
+        for batch in microbatches_of_rank(
+            samples, train.batch, rank=topology.dp_rank, num_ranks=topology.dp_size,
+            multiple_of=topology.tp_size,
+        )
+    ]  # fmt: skip
+    counts = global_counts(terms, batches, topology, trainable.device)
+    local = backpropagate(trainable, batches, LossSpec(terms, method.token_losses, counts))
+    merged = _reduced(local, topology, trainable.device)
+    rate = learning_rate(train.optim, state.update, state.total_updates)
+    norm = _step(trainable, rate, guard, state.update, [s.sample_id for s in samples])
+    num_tokens = sum(sample.num_positions for sample in samples)
+    seconds = time.perf_counter() - started
+    metrics = merged.means()
+    if topology.is_last_stage:
+        metrics |= means_of(terms, merged)
+    return metrics | {
+        "train/grad_norm": norm,
+        "train/lr": rate,
+        "train/nonfinite_skipped": float(guard.skipped),
+        "perf/tokens_per_s": num_tokens / seconds,
+        "time/step": seconds,
+        "progress/samples": float((state.update + 1) * len(samples)),
+    }
+
+
+def backpropagate(
+    trainable: Trainable, batches: Sequence[PackedBatch], spec: LossSpec
+) -> StepMetrics:
+    """Accumulate the gradient of the loss over this rank's micro-batches, reduced over all ranks.
+
+    Returns:
+        Metrics of this rank's micro-batches; empty before the last pipeline stage.
+    """
+    trainable.model.zero_grad_buffer()
+    trainable.optimizer.zero_grad()
+    collected: list[StepMetrics] = get_forward_backward_func()(
+        forward_step_func=training_step(spec, trainable.topology),
+        data_iterator=iter(batches),
+        model=[trainable.model],
+        num_microbatches=len(batches),
+        seq_length=max(batch.num_tokens for batch in batches),
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    return StepMetrics.merged(collected)
+
+
+def _step(
+    trainable: Trainable, rate: float, guard: NonFiniteGuard, update_index: int,
+    sample_ids: Sequence[str],
+) -> float:  # fmt: skip
+    """Apply the gradients unless they are not finite; returns their norm before clipping."""
+    set_learning_rate(trainable.optimizer, rate)
+    trainable.optimizer.prepare_grads()
+    norm = float(trainable.optimizer.get_grad_norm())
+    if guard.admits(norm, update_index, sample_ids):
+        trainable.optimizer.step()
+    return norm
+
+
+def _reduced(local: StepMetrics, topology: Topology, device: torch.device) -> StepMetrics:
+    """Metrics of all data-parallel ranks of the last stage."""
+    if topology.dp_group is None or not topology.is_last_stage:
+        return local
+    names: list[list[str] | None] = [None] * topology.dp_size
+    dist.all_gather_object(names, local.names(), group=topology.dp_group)
+    union = sorted({name for part in names if part for name in part})
+    flat = torch.tensor(
+        [value for name in union for value in local.pairs.get(name, (0.0, 0.0))],
+        dtype=torch.float64, device=device,
+    )  # fmt: skip
+    dist.all_reduce(flat, group=topology.dp_group)
+    return StepMetrics.from_pairs(union, flat.tolist())

@@ -1,0 +1,75 @@
+"""OXA: imitate low-confidence truths, suppress high-confidence errors.
+
+Source: OXA, arXiv 2603.16206, eq. 3 (imitate) and eqs. 4-5 (suppress); METHODS 2.4-2.5:
+L = mean -log p(x_t) over truths + alpha mean -log(1 - p(x_t)) over errors.
+Aggregation follows the released code: each role is a mean over sequences of token means, each over
+its own sequences. The paper's "batch size 128" counts the truths; an update takes 128 + 128.
+The data make the method: `select` promotes truths by perplexity, `generate` makes the errors.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from megatron_reason.ops.logmath import Clamp, log1mexp
+from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
+from megatron_reason.schema.method import (
+    Method,
+    MethodConfig,
+    Needs,
+    Term,
+    TrainState,
+    UpdatePlan,
+    method,
+)
+
+
+class OXAConfig(MethodConfig):
+    """Configuration of OXA."""
+
+    name: Literal["oxa"] = "oxa"
+    """Name of the method."""
+    demos_per_update: int = Field(128, ge=1)
+    """Sequences imitated per optimizer update."""
+    negatives_per_update: int = Field(128, ge=0)
+    """Sequences suppressed per optimizer update; 0 gives OXA-MLE."""
+    suppress_weight: float = Field(1e-4, ge=0)
+    """Weight of the unlikelihood term (alpha in eq. 5)."""
+    clamp: Clamp = "official"
+    """`official` stops the gradient above p = 1 - 1e-6, as released; `exact` does not."""
+
+
+@method
+class OXA(Method[OXAConfig]):
+    """Cross-entropy on truths plus unlikelihood on errors."""
+
+    config_class = OXAConfig
+    needs = Needs(roles=frozenset({Role.DEMO, Role.NEGATIVE}))
+
+    def required(self) -> Needs:
+        """Without negatives only demonstrations are needed."""
+        return self.needs if self.config.negatives_per_update else Needs(frozenset({Role.DEMO}))
+
+    def plan(self, state: TrainState) -> UpdatePlan:  # noqa: ARG002 - the plan never changes
+        """Truths and errors in fixed numbers."""
+        counts = {Role.DEMO: self.config.demos_per_update}
+        if self.config.negatives_per_update:
+            counts[Role.NEGATIVE] = self.config.negatives_per_update
+        return UpdatePlan(counts)
+
+    def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002
+        """Cross-entropy over truths, weighted unlikelihood over errors."""
+        ce = Term("ce", over=Role.DEMO, mean="seq_mean_token_mean")
+        ul = Term(
+            "ul", over=Role.NEGATIVE, mean="seq_mean_token_mean", coef=self.config.suppress_weight
+        )
+        return [ce, ul] if self.config.negatives_per_update else [ce]
+
+    def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """-log p and -log(1 - p) of each target."""
+        losses = {"ce": -stats.logprob_T}
+        if self.config.negatives_per_update:
+            losses["ul"] = -log1mexp(stats.logprob_T, clamp=self.config.clamp)
+        return losses

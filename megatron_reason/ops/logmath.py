@@ -1,0 +1,37 @@
+"""Small maths of log-probabilities, stable at both ends."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Clamp = Literal["official", "exact"]
+_OFFICIAL_MAX_LOGPROB = math.log1p(-1e-6)
+_LOG_HALF = math.log(0.5)
+
+
+def log1mexp(logprob_T: Tensor, clamp: Clamp = "official") -> Tensor:
+    """log(1 - p) from log p, elementwise.
+
+    Args:
+        logprob_T: [T] log-probabilities, nats, at most 0.
+        clamp: `official` treats p above 1 - 1e-6 as that value, with zero gradient, as OXA's
+            released code does; `exact` bounds only p = 1 itself, at the dtype's resolution.
+
+    Returns:
+        [T], same dtype; finite everywhere.
+
+    Source: two-branch form of Maechler (2012), as in OXA's released loss (METHODS 2.5).
+    """
+    ceiling = _OFFICIAL_MAX_LOGPROB
+    if clamp == "exact":
+        ceiling = -torch.finfo(logprob_T.dtype).eps / 4
+    bounded_T = logprob_T.clamp(max=ceiling)
+    is_small_T = bounded_T < _LOG_HALF
+    # Each branch sees only arguments it is stable for, so that neither sends NaN backwards.
+    small_T = torch.where(is_small_T, bounded_T, torch.full_like(bounded_T, 2 * _LOG_HALF))
+    large_T = torch.where(is_small_T, torch.full_like(bounded_T, _LOG_HALF / 2), bounded_T)
+    return torch.where(
+        is_small_T, torch.log1p(-torch.exp(small_T)), torch.log(-torch.expm1(large_T))
+    )

@@ -1,0 +1,114 @@
+"""The three jobs of a worker: train, run a curation stage on ranks, measure entropy."""
+
+from pathlib import Path
+
+import polars as pl
+
+from megatron_reason.config.train import BatchConfig
+from megatron_reason.curation.base import StageContext, build_stage
+from megatron_reason.engine.prepass import score_sequences
+from megatron_reason.engine.startup import load_model, make_trainable, parallel_world
+from megatron_reason.errors import GenerationError
+from megatron_reason.files import atomic_path, write_json
+from megatron_reason.generation.base import Engine
+from megatron_reason.generation.templates import Template, load_template
+from megatron_reason.models.exporter import export_hf
+from megatron_reason.schema.batch import Role, TokenizedSample
+from megatron_reason.schema.records import Message
+from megatron_reason.schema.tables import Kind, read_table
+from megatron_reason.training.jobs import EntropyJob, Job, StageJob, TrainJob
+from megatron_reason.training.offline import train
+
+ENTROPY_TABLE = "entropy.parquet"
+STAGE_RESULT = "result.json"
+
+
+def run_job(job: Job) -> None:
+    """Do `job` on this rank, together with the other ranks."""
+    match job:
+        case TrainJob():
+            _train(job)
+        case StageJob():
+            _run_stage(job)
+        case EntropyJob():
+            _measure_entropy(job)
+
+
+def _train(job: TrainJob) -> None:
+    with parallel_world(job.train.parallel, seed=job.seed) as topology:
+        stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
+        trainable = make_trainable(stage, job.train.optim, topology)
+        train(job, trainable)
+        overrides: dict[str, object] = {}
+        if job.model.rope_theta is not None:
+            overrides["rope_theta"] = job.model.rope_theta
+        if job.model.context_length is not None:
+            overrides["max_position_embeddings"] = job.model.context_length
+        export_hf(stage, job.model_folder, job.output / "huggingface", topology, overrides)
+
+
+def _run_stage(job: StageJob) -> None:
+    stage = build_stage(job.stage)
+    with parallel_world(stage.parallel(), seed=job.seed) as topology:
+        context = StageContext(
+            output=job.output,
+            inputs=job.inputs,
+            model=job.model,
+            model_folder=job.model_folder,
+            template=job.template,
+            seed=job.seed,
+            open_engine=_no_engine,
+            topology=topology,
+        )
+        result = stage.run(context)
+        if topology.rank == 0:
+            write_json(
+                job.output / STAGE_RESULT,
+                {"num_rows": result.num_rows, "counts": dict(result.counts)},
+            )
+
+
+def _measure_entropy(job: EntropyJob) -> None:
+    generations = read_table(job.generations, Kind.GENERATIONS)
+    problems = read_table(job.problems, Kind.PROBLEMS)
+    chosen = _spread(generations, job.num_responses)
+    template = load_template(job.template, job.model_folder)
+    messages = dict(zip(problems["problem_id"], problems["messages"], strict=True))
+    rows = chosen.to_dicts()
+    samples = [_tokenized(row, messages[row["problem_id"]], template) for row in rows]
+    with parallel_world(job.parallel, seed=job.seed) as topology:
+        stage = load_model(job.model, job.model_folder, job.parallel, topology)
+        batch = BatchConfig(max_tokens_per_microbatch=job.max_tokens_per_microbatch)
+        scores = score_sequences(stage, samples, batch, topology, title="entropy")
+        if topology.rank == 0:
+            measured = chosen.select("problem_id", "sample_index").with_columns(
+                mean_entropy=pl.Series([s.entropy_sum / s.num_tokens for s in scores])
+            )
+            with atomic_path(job.output / ENTROPY_TABLE) as path:
+                measured.write_parquet(path)
+
+
+def _spread(generations: pl.DataFrame, count: int) -> pl.DataFrame:
+    """First sample of every problem, then the second of every problem, up to `count` in all."""
+    answered = generations.filter(pl.col("num_tokens") > 0)
+    return answered.sort("sample_index", "problem_id").head(count)
+
+
+def _tokenized(
+    row: dict[str, str], messages: list[dict[str, str]], template: Template
+) -> TokenizedSample:
+    prompt = template.prompt_ids([Message(**turn) for turn in messages])
+    return TokenizedSample(
+        sample_id=f"{row['problem_id']}/{row['sample_index']}",
+        role=Role.DEMO,
+        ids=(*prompt, *template.response_ids(row["response"])),
+        num_prompt_tokens=len(prompt),
+    )
+
+
+def _no_engine(folder: Path) -> Engine:
+    raise GenerationError(
+        str(folder),
+        "a stage that runs on ranks asked for a generation engine.",
+        "Generate in a stage of its own, with runs_on = 'host'.",
+    )

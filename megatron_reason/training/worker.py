@@ -1,0 +1,29 @@
+"""What torchrun starts for a job that needs Megatron: `-m megatron_reason.training.worker JOB`.
+
+Every rank reads the same job file. Imports of Megatron stand inside `main`, because on a CPU they
+must come after `platform.cpu()` was entered. Not here: how workers are started (`launch`).
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from megatron_reason import platform
+from megatron_reason.logs import setup_logging
+
+
+def main() -> None:
+    """Run the job named on the command line."""
+    parser = argparse.ArgumentParser(description="Run one job on this rank.")
+    parser.add_argument("job", type=Path, help="JSON file written by the launcher")
+    job_file: Path = parser.parse_args().job
+    setup_logging(rank=int(os.environ.get("RANK", "0")))
+    with platform.cpu():
+        from megatron_reason.training.duties import run_job
+        from megatron_reason.training.jobs import read_job
+
+        run_job(read_job(job_file))
+
+
+if __name__ == "__main__":
+    main()
