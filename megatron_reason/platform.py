@@ -1,0 +1,138 @@
+"""Which device this process computes on, and stand-ins for Megatron's CUDA habits on a CPU.
+
+Inside `with cpu():` the few CUDA calls of Megatron-Core that our paths reach act on the CPU; any
+other call raises `PlatformError` instead of failing deep inside a library. Where CUDA is available
+the context does nothing. Enter it before Megatron is imported. Not here: choices of algorithm.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from megatron_reason.errors import PlatformError
+
+_RNG = "megatron.core.tensor_parallel.random"
+_CUDA_TYPE_NAMES = {
+    "torch.FloatTensor": "torch.cuda.FloatTensor",
+    "torch.HalfTensor": "torch.cuda.HalfTensor",
+    "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
+}
+_UNADAPTED = ("current_stream", "default_stream", "set_device", "get_device_properties")
+
+
+def device() -> torch.device:
+    """Device of this process: the current CUDA device, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def select_device(local_rank: int) -> None:
+    """Make the GPU with index `local_rank` this process's device; nothing on a CPU."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+
+
+def distributed_backend() -> str:
+    """Backend of torch.distributed for `device()`."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def name() -> str:
+    """What `device()` is, for the log."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} thread(s) per process"
+
+
+def peak_memory_gb() -> float:
+    """Most memory this process has held: allocator's peak on a GPU, resident set on a CPU, GB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+@contextmanager
+def cpu() -> Iterator[None]:
+    """Adapt Megatron-Core to the CPU for the duration of the context; nothing where CUDA is."""
+    if torch.cuda.is_available():
+        yield
+        return
+    with ExitStack() as stack:
+        replacements: dict[str, Any] = {
+            "current_device": lambda: torch.device("cpu"),
+            "synchronize": lambda *_: None,
+            "empty_cache": lambda: None,
+            "manual_seed": lambda seed: torch.manual_seed(seed),
+            "get_rng_state": lambda *_: torch.get_rng_state(),
+            "set_rng_state": lambda state, *_: torch.set_rng_state(state),
+            **{missing: _refuse(missing) for missing in _UNADAPTED},
+        }
+        for attribute, replacement in replacements.items():
+            stack.enter_context(patch.object(torch.cuda, attribute, replacement))
+        stack.enter_context(patch.object(torch.Tensor, "cuda", _stay))
+        stack.enter_context(patch.object(torch.nn.Module, "cuda", _stay))
+        stack.enter_context(patch.object(torch.Tensor, "type", _cuda_typed(torch.Tensor.type)))
+        stack.enter_context(_OnCpu())
+        rng = importlib.import_module(_RNG)
+        stack.enter_context(patch.object(rng, "_get_cuda_rng_state", _get_rng_state))
+        stack.enter_context(patch.object(rng, "_set_cuda_rng_state", _set_rng_state))
+        yield
+
+
+class _OnCpu(TorchFunctionMode):
+    """Sends factory calls and moves that name the CUDA device to the CPU."""
+
+    def __torch_function__(  # noqa: ANN204 - torch's own contract
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None  # noqa: ANN401
+    ):
+        kwargs = dict(kwargs or {})
+        if _names_cuda(kwargs.get("device")):
+            kwargs["device"] = torch.device("cpu")
+        return func(*args, **kwargs)
+
+
+def _names_cuda(value: object) -> bool:
+    if isinstance(value, torch.device):
+        return value.type == "cuda"
+    return isinstance(value, str) and value.startswith("cuda")
+
+
+def _stay(self: Any, *_: Any, **__: Any) -> Any:  # noqa: ANN401 - stands in for .cuda()
+    return self
+
+
+def _cuda_typed(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Tensor.type() that answers with CUDA's names, which Megatron's optimizer compares with."""
+
+    def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        answer = original(self, *args, **kwargs)
+        return _CUDA_TYPE_NAMES.get(answer, answer) if isinstance(answer, str) else answer
+
+    return type_
+
+
+def _get_rng_state(*_: Any, **__: Any) -> torch.Tensor:  # noqa: ANN401 - Megatron's arguments
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:  # noqa: ANN401
+    torch.set_rng_state(state)
+
+
+def _refuse(attribute: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:  # noqa: ANN401
+        raise PlatformError(
+            f"torch.cuda.{attribute}",
+            "a library asked for a CUDA facility that has no counterpart on this CPU.",
+            "Use a layout without it, or a machine with a GPU.",
+        )
+
+    return refuse
