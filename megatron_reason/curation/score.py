@@ -8,7 +8,7 @@ float32 (theirs are bfloat16: steps of 0.02 in perplexity near 3).
 """
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 from pydantic import Field
@@ -16,12 +16,14 @@ from pydantic import Field
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.train import BatchConfig
 from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
-from megatron_reason.engine.prepass import SequenceScore, score_sequences
-from megatron_reason.engine.startup import load_model
 from megatron_reason.generation.templates import Template, load_template
+from megatron_reason.rewards.base import FAILED_STATUSES
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.records import Message, Status
 from megatron_reason.schema.tables import Kind, Quarantine, read_table, write_table
+
+if TYPE_CHECKING:
+    from megatron_reason.engine.prepass import SequenceScore
 
 Context = Literal["response_only", "prompt"]
 
@@ -62,6 +64,10 @@ class Score(Stage[ScoreConfig]):
 
     def run(self, context: StageContext) -> StageResult:
         """Score the table on every rank together; rank 0 writes."""
+        # Planning imports every stage and must not need Megatron.
+        from megatron_reason.engine.prepass import score_sequences
+        from megatron_reason.engine.startup import load_model
+
         frame = self._chosen(read_table(context.inputs[self.config.table], Kind.SAMPLES))
         template = load_template(context.template, context.model_folder)
         rows, samples, quarantine = self._tokenized(frame, template)
@@ -82,8 +88,8 @@ class Score(Stage[ScoreConfig]):
     def _chosen(self, frame: pl.DataFrame) -> pl.DataFrame:
         if self.config.where == "all":
             return frame
-        is_correct = pl.col("status") == Status.OK
-        return frame.filter(is_correct if self.config.where == "correct" else ~is_correct)
+        wanted = [Status.OK] if self.config.where == "correct" else list(FAILED_STATUSES)
+        return frame.filter(pl.col("status").is_in([str(status) for status in wanted]))
 
     def _tokenized(
         self, frame: pl.DataFrame, template: Template
@@ -103,7 +109,7 @@ class Score(Stage[ScoreConfig]):
         return rows, samples, quarantine
 
     def _scored(
-        self, rows: list[dict[str, Any]], scores: list[SequenceScore], context: StageContext,
+        self, rows: list[dict[str, Any]], scores: "list[SequenceScore]", context: StageContext,
         quarantine: Quarantine,
     ) -> list[dict[str, Any]]:  # fmt: skip
         scorer = f"{context.model.path}:{self.config.context}"

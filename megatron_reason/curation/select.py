@@ -1,0 +1,184 @@
+"""Stage `select`: the responses that training will imitate or suppress.
+
+Eligible rows are those with the right verdict, a finite perplexity and an acceptable length; a rule
+picks from them. Beside the table stands `selection.json`, with the rule and, for rules that aim at
+a distribution, its bins. Not here: the rules themselves (`_rules.py`, `_gaussian.py`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+from pydantic import Field
+
+from megatron_reason.curation._gaussian import select_gaussian
+from megatron_reason.curation._rules import Choice, RandomRule, Rule, Wanted
+from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
+from megatron_reason.errors import DataError
+from megatron_reason.files import write_json
+from megatron_reason.logs import get_logger
+from megatron_reason.rewards.base import FAILED_STATUSES
+from megatron_reason.schema.records import Status
+from megatron_reason.schema.tables import Kind, Quarantine, read_table, write_table
+
+__all__ = ["Select", "SelectConfig", "select_gaussian"]
+
+SELECTION = "selection.json"
+
+_LOGGER = get_logger(__name__)
+_ELIGIBLE: dict[str, tuple[Status, ...]] = {"correct": (Status.OK,), "wrong": FAILED_STATUSES}
+
+
+class SelectConfig(StageConfig):
+    """Configuration of the stage `select`."""
+
+    stage: Literal["select"] = "select"
+    """Kind of stage."""
+    table: str
+    """Stage whose samples are selected from."""
+    role: Literal["demo", "negative"]
+    """What training is to do with the selected responses."""
+    count: int = Field(..., ge=1)
+    """Responses wanted."""
+    per_problem: int = Field(1, ge=1)
+    """Most responses to one problem."""
+    where: Literal["correct", "wrong", "any"]
+    """Verdict that makes a response eligible; `wrong` means known to be wrong."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longest eligible response, in scored tokens."""
+    rule: Rule
+    """Which of the eligible responses are taken."""
+    seed: int | None = None
+    """Seed of ties and order; None takes the run's."""
+    allow_shortage: bool = False
+    """Go on with fewer responses than `count`; the shortage is then a count of the result."""
+
+    def inputs(self) -> tuple[str, ...]:
+        """The table selected from."""
+        return (self.table,)
+
+
+@dataclass(frozen=True)
+class _Eligible:
+    """Rows a rule may choose from, and how many were not eligible for which reason."""
+
+    rows: pl.DataFrame
+    refused: dict[str, int]
+
+
+@stage
+class Select(Stage[SelectConfig]):
+    """Filters, applies the rule, and gives the chosen rows their role."""
+
+    config_class = SelectConfig
+
+    def run(self, context: StageContext) -> StageResult:
+        """Write the selected samples.
+
+        Raises:
+            DataError: fewer rows than `count`, unless `allow_shortage` is set; no row at all.
+            SchemaError: rows without the verdict or perplexity that the configuration asks for.
+        """
+        config = self.config
+        samples = read_table(context.inputs[config.table], Kind.SAMPLES, filled=self._needed())
+        quarantine = Quarantine.empty()
+        eligible = self._eligible(samples, quarantine)
+        quarantine.write(context.output)
+        seed = context.seed if config.seed is None else config.seed
+        candidates = eligible.rows.with_columns(
+            query_id="problem_id", response_id="sample_id", token_len="num_tokens"
+        )
+        choice = config.rule.choose(candidates, Wanted(config.count, config.per_problem, seed))
+        selected = choice.rows.select(samples.columns).with_columns(role=pl.lit(config.role))
+        counts = {
+            "candidates": len(candidates),
+            "shortage": config.count - len(selected),
+            "repeated": len(selected) - selected["sample_id"].n_unique(),
+            **eligible.refused,
+        }
+        _LOGGER.info("%s -> %s: took %d; %s", config.table, config.name, len(selected), counts)
+        self._check_shortage(choice, candidates)
+        write_table(context.output, Kind.SAMPLES, selected)
+        write_json(
+            context.output / SELECTION,
+            {
+                "rule": config.rule.model_dump(),
+                "role": config.role,
+                "wanted": config.count,
+                "num_taken": len(selected),
+                "counts": counts,
+                "edges": choice.edges,
+                "target": choice.targets,
+                "taken": choice.taken,
+            },
+        )
+        return StageResult(len(selected), counts)
+
+    def _needed(self) -> tuple[str, ...]:
+        config = self.config
+        needed: list[str] = []
+        if config.where != "any":
+            needed.append("status")
+        if not isinstance(config.rule, RandomRule):
+            needed += ["ppl", "num_tokens"]
+        elif config.max_tokens is not None:
+            needed.append("num_tokens")
+        return tuple(needed)
+
+    def _eligible(self, samples: pl.DataFrame, quarantine: Quarantine) -> _Eligible:
+        config = self.config
+        rows = samples
+        refused: dict[str, int] = {}
+        if config.where != "any":
+            statuses = [str(status) for status in _ELIGIBLE[config.where]]
+            rows = rows.filter(pl.col("status").is_in(statuses))
+            refused[f"not_{config.where}"] = len(samples) - len(rows)
+        if not isinstance(config.rule, RandomRule):
+            finite = pl.col("ppl").is_finite()
+            for row in rows.filter(~finite).to_dicts():
+                quarantine.add("perplexity is not finite", row, str(row["ppl"]))
+            refused |= quarantine.counts()
+            rows = rows.filter(finite)
+        if config.max_tokens is not None:
+            short = rows.filter(pl.col("num_tokens") <= config.max_tokens)
+            refused["longer_than_max_tokens"] = len(rows) - len(short)
+            rows = short
+        return _Eligible(rows, refused)
+
+    def _check_shortage(self, choice: Choice, candidates: pl.DataFrame) -> None:
+        config = self.config
+        shortage = config.count - len(choice.rows)
+        if shortage <= 0 or (config.allow_shortage and len(choice.rows) > 0):
+            return
+        short_bins = [
+            f"{low:.2f}-{high:.2f}: {taken} of {target}"
+            for low, high, target, taken in zip(
+                choice.edges, choice.edges[1:], choice.targets, choice.taken, strict=False
+            )
+            if taken < target
+        ]
+        by_bin = f" Short bins: {', '.join(short_bins)}." if short_bins else ""
+        raise DataError(
+            f"stage '{config.name}'",
+            f"rule '{config.rule.name}' found {len(choice.rows)} of {config.count} responses "
+            f"({shortage} short) among {len(candidates)} eligible ones of "
+            f"'{config.table}'.{_perplexities(candidates)}{by_bin}",
+            _way_out(choice),
+        )
+
+
+def _perplexities(candidates: pl.DataFrame) -> str:
+    ppl = candidates["ppl"].drop_nulls()
+    if ppl.is_empty():
+        return ""
+    low, middle, high = (ppl.quantile(share) for share in (0.1, 0.5, 0.9))
+    return f" Their perplexities: median {middle:.2f}, 80 % between {low:.2f} and {high:.2f}."
+
+
+def _way_out(choice: Choice) -> str:
+    if choice.rows.is_empty():
+        return "Loosen 'where', 'max_tokens' or the rule, or bring more samples in."
+    return (
+        "Lower 'count', widen the rule (gaussian: 'std', 'bin_width', or a 'mean' nearer to the "
+        "data), or set 'allow_shortage: true' to train on fewer."
+    )

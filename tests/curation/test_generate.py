@@ -1,0 +1,92 @@
+"""Generation from a scripted engine and a real tokenizer: which problems, which samples."""
+
+from collections import Counter
+
+import pytest
+
+from megatron_reason.config.sampling import SamplingConfig
+from megatron_reason.config.template import TemplateConfig
+from megatron_reason.curation.generate import Generate, GenerateConfig
+from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.generation.base import Completion
+from megatron_reason.generation.templates import load_template
+from megatron_reason.schema.records import Finish, Message
+from megatron_reason.schema.tables import Kind, read_table
+from tests.curation.stages import context, sample, write_samples
+
+
+class ScriptedEngine:
+    """Answers every prompt with the same texts, the last one cut at its limit."""
+
+    policy_version = 0
+
+    def __init__(self, template, texts):
+        self.template = template
+        self.texts = texts
+        self.prompts = []
+
+    def generate(self, prompts, sampling, *, stop_token_ids=(), on_done=None):
+        assert sampling.samples_per_prompt == len(self.texts)
+        assert stop_token_ids == self.template.stop_token_ids
+        self.prompts += [tuple(prompt) for prompt in prompts]
+        on_done(len(prompts))
+        return [[self._completion(i) for i in range(len(self.texts))] for _ in prompts]
+
+    def _completion(self, index):
+        ids = self.template.tokenizer(self.texts[index], add_special_tokens=False)["input_ids"]
+        cut = index == len(self.texts) - 1
+        ids = tuple(ids) if cut else (*ids, self.template.stop_token_ids[0])
+        finish = Finish.LENGTH if cut else Finish.STOP
+        return Completion(ids, (0.0,) * len(ids), finish, 0)
+
+
+def generate(tmp_path, smollm2, rows, texts, **config):
+    inputs = {"in": write_samples(tmp_path / "in", rows)}
+    template = load_template(TemplateConfig(), smollm2)
+    engine = ScriptedEngine(template, texts)
+    opened = []
+
+    def open_engine(folder):
+        opened.append(folder)
+        return engine
+
+    config = GenerateConfig(
+        name="own", table="in", sampling=SamplingConfig(samples_per_prompt=len(texts)), **config
+    )
+    result = Generate(config).run(
+        context(tmp_path / "out", inputs, model_folder=smollm2, open_engine=open_engine)
+    )
+    assert opened == [smollm2]
+    return result, read_table(tmp_path / "out", Kind.SAMPLES), engine, template
+
+
+def test_answers_distinct_train_problems(tmp_path, smollm2):
+    rows = [
+        sample(0, problem=0),
+        sample(1, problem=0),
+        sample(2, problem=1, split="heldout"),
+        sample(3, problem=2),
+        sample(4, problem=3),
+    ]
+    texts = ["It is 2.", "  ", "It is 3, because"]
+    result, samples, engine, template = generate(tmp_path, smollm2, rows, texts, max_problems=2)
+    assert engine.prompts == [
+        tuple(template.prompt_ids([Message("user", f"Problem {i}?")])) for i in (0, 2)
+    ]
+    assert samples["response"].to_list() == ["It is 2.", "It is 3, because"] * 2
+    assert samples["finish"].to_list() == ["stop", "length"] * 2
+    assert set(samples["origin"]) == {"policy"}
+    assert set(samples["generator"]) == {smollm2.name}
+    assert set(samples["problem_id"]) == {rows[0].problem_id, rows[3].problem_id}
+    assert samples["sample_id"].n_unique() == result.num_rows == 4
+    assert result.counts["empty response"] == 2
+    assert Counter(finish_stop=2, finish_length=2).items() <= dict(result.counts).items()
+
+
+def test_refusals(tmp_path, smollm2):
+    with pytest.raises(DataError, match="none of the train split"):
+        generate(tmp_path / "a", smollm2, [sample(0, split="heldout")], ["x"])
+    with pytest.raises(DataError, match="only empty responses"):
+        generate(tmp_path / "b", smollm2, [sample(0)], [" ", "\n"])
+    with pytest.raises(ConfigError, match="no folder"):
+        generate(tmp_path / "c", smollm2, [sample(0)], ["x"], model="no/such/model")
