@@ -154,7 +154,7 @@ class Architecture:
 ARCHITECTURES: Registry[Architecture] = Registry("model", "megatron_reason.models")
 
 _HARMLESS = frozenset(
-    """_name_or_path architectures attention_dropout auto_map bos_token_id dtype eos_token_id
+    """architectures attention_dropout auto_map bos_token_id dtype eos_token_id
     initializer_range is_llama_config max_position_embeddings max_window_layers model_type
     pad_token_id pretraining_tp rope_interleaved torch_dtype transformers.js_config
     transformers_version use_cache use_mrope use_sliding_window sliding_window layer_types
@@ -184,7 +184,8 @@ def architecture_of(config: HFConfig, raw: Mapping[str, Any]) -> Architecture:
     """
     name = (raw.get("architectures") or [type(config).__name__])[0]
     architecture = ARCHITECTURES.get(name, "config.json architectures")
-    if unknown := sorted(raw.keys() - architecture.config_fields - _HARMLESS - _MUST_BE.keys()):
+    covered = architecture.config_fields | _HARMLESS | _MUST_BE.keys()
+    if unknown := sorted(name for name in raw.keys() - covered if not name.startswith("_")):
         raise ConversionError(
             "config.json",
             f"nothing reads the fields {', '.join(unknown)} of a {name}; the model might be "

@@ -11,6 +11,12 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -118,6 +124,7 @@ def build_model(
         position_embedding_type="rope",
     )
     stage.hf_vocab_size = config.vocab_size
+    _mark_shards(stage)
     stage.rotary_pos_emb.inv_freq = _inverse_frequencies(config, model)
     # The distributed optimizer maps parameters to buffers by one data type: norms included.
     return stage.to(dtype)
@@ -134,6 +141,22 @@ def head_weight(model: nn.Module) -> Tensor:
 def vocab_size(model: nn.Module) -> int:
     """Vocabulary of the checkpoint, without padding."""
     return _stage(model).hf_vocab_size
+
+
+def _mark_shards(stage: nn.Module) -> None:
+    """Note on each parallel weight along which dimension it is sharded.
+
+    Megatron does so while initialising weights, which is left out here because they are imported.
+    """
+    for module in stage.modules():
+        if isinstance(module, (ColumnParallelLinear, VocabParallelEmbedding)):
+            dim = 0
+        elif isinstance(module, RowParallelLinear):
+            dim = 1
+        else:
+            continue
+        if module.weight is not None:
+            set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=dim, stride=1)
 
 
 def _stage(model: nn.Module) -> Stage:
