@@ -1,0 +1,183 @@
+"""Tokens per second of `score` against the padded Hugging Face loop that OXA's authors used.
+
+    python tools/bench/score.py --problems 40 --rounds 3
+
+Same model (SmolLM2-135M), same texts, same machine, interleaved rounds in one run. The peer is
+written after METHODS 3.1: one problem at a time, up to 8 of its responses padded to the longest,
+bfloat16 autocast, the whole [B, L, V] logits, cross-entropy on them. Ours is the stage's own
+function, `engine.prepass.score_sequences`, data parallel over one process per core, packed, with
+float32 logits. Model loading is left out on both sides. Writes a table and a JSON file to
+`tools/bench/results/`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[2]
+RESPONSES_PER_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass of one implementation over all texts."""
+
+    name: str
+    seconds: float
+    tokens_per_s: float
+
+
+def texts(num_problems: int) -> list[list[str]]:
+    """Worked solutions of gsm_symbolic, eight per problem, of one to four problems' length."""
+    import random
+
+    from reasoning_gym import create_dataset
+
+    draw = random.Random(7)
+    solutions = [
+        row["metadata"]["answer_cot"]
+        for row in create_dataset("gsm_symbolic", size=num_problems * 20, seed=7)
+    ]
+    groups: list[list[str]] = []
+    for _ in range(num_problems):
+        group = [
+            "\n\n".join(draw.choice(solutions) for _ in range(draw.randint(1, 4)))
+            for _ in range(RESPONSES_PER_BATCH)
+        ]
+        groups.append(group)
+    return groups
+
+
+def hugging_face(folder: Path, groups: list[list[str]], rounds: int) -> list[Round]:
+    """The padded loop, with all cores as threads of one process."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = "right"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    results: list[Round] = []
+    for _ in range(rounds):
+        started, tokens = time.perf_counter(), 0
+        for group in groups:
+            encoded = tokenizer(group, return_tensors="pt", padding=True)
+            mask = encoded["attention_mask"]
+            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(**encoded).logits
+            shifted = logits[:, :-1].contiguous()
+            labels = encoded["input_ids"][:, 1:].contiguous()
+            nll = torch.nn.functional.cross_entropy(
+                shifted.view(-1, shifted.shape[-1]), labels.view(-1), reduction="none"
+            ).view_as(labels)
+            (nll * mask[:, 1:]).sum(dim=1).div(mask[:, 1:].sum(dim=1)).exp().tolist()
+            tokens += int(mask[:, 1:].sum())
+        seconds = time.perf_counter() - started
+        results.append(Round("hugging face, padded", seconds, tokens / seconds))
+    return results
+
+
+def ours(folder: Path, groups: list[list[str]], rounds: int) -> list[Round]:
+    """Our scoring function on this rank; only rank 0's result counts."""
+    from megatron_reason import platform
+
+    with platform.cpu():
+        from transformers import AutoTokenizer
+
+        from megatron_reason.config.model import ModelConfig
+        from megatron_reason.config.parallel import ParallelConfig
+        from megatron_reason.config.train import BatchConfig
+        from megatron_reason.engine.prepass import score_sequences
+        from megatron_reason.engine.startup import load_model, parallel_world
+        from megatron_reason.schema.batch import Role, TokenizedSample
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        results: list[Round] = []
+        with parallel_world(ParallelConfig(), seed=1) as topology:
+            stage = load_model(ModelConfig(path="bench"), folder, ParallelConfig(), topology)
+            for _ in range(rounds):
+                started = time.perf_counter()
+                samples = [
+                    TokenizedSample(str(i), Role.DEMO, tuple(tokenizer(text)["input_ids"]), 1)
+                    for i, text in enumerate(text for group in groups for text in group)
+                ]
+                batch = BatchConfig(max_tokens_per_microbatch=4096)
+                scores = score_sequences(stage, samples, batch, topology)
+                seconds = time.perf_counter() - started
+                tokens = sum(score.num_tokens for score in scores)
+                results.append(Round("megatron_reason, packed", seconds, tokens / seconds))
+    return results
+
+
+def launch(side: str, arguments: argparse.Namespace, output: Path) -> list[Round]:
+    """Run one side in processes of its own, on all cores."""
+    cores = len(os.sched_getaffinity(0))
+    inner = [
+        str(Path(__file__)), "--side", side, "--problems", str(arguments.problems), "--rounds",
+        "1", "--model", str(arguments.model), "--output", str(output),
+    ]  # fmt: skip
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)]
+    command = [sys.executable, *(launcher if side == "ours" else []), *inner]
+    threads = "1" if side == "ours" else str(cores)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    return [Round(**row) for row in json.loads(output.read_text())]
+
+
+def main() -> None:
+    """Run both sides in turn and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", type=Path, default=None)
+    parser.add_argument("--side", choices=["ours", "hugging_face"])
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    if arguments.side:
+        side = ours if arguments.side == "ours" else hugging_face
+        results = side(arguments.model, texts(arguments.problems), arguments.rounds)
+        if os.environ.get("RANK", "0") == "0":
+            arguments.output.write_text(json.dumps([asdict(result) for result in results]))
+        return
+    if arguments.model is None:
+        from megatron_reason.models.sources import resolve_model
+
+        arguments.model = resolve_model("smollm2-135m", ROOT / "models")
+    with tempfile.TemporaryDirectory() as scratch:
+        pairs = [
+            [launch(side, arguments, Path(scratch) / "out.json")[0] for side in
+             ("hugging_face", "ours")]
+            for _ in range(arguments.rounds)
+        ]  # fmt: skip
+    report(pairs, arguments)
+
+
+def report(pairs: list[list[Round]], arguments: argparse.Namespace) -> None:
+    """Print and store the rates of every round and the median ratio."""
+    ratios = [own.tokens_per_s / peer.tokens_per_s for peer, own in pairs]
+    print("| round | hugging face, padded (tokens/s) | megatron_reason, packed (tokens/s) | ratio |")
+    print("|---|---|---|---|")
+    for number, ((peer, own), ratio) in enumerate(zip(pairs, ratios, strict=True), start=1):
+        print(f"| {number} | {peer.tokens_per_s:.0f} | {own.tokens_per_s:.0f} | {ratio:.2f} |")
+    print(f"\nmedian ratio {median(ratios):.2f}")
+    results = ROOT / "tools" / "bench" / "results"
+    results.mkdir(exist_ok=True)
+    record = {
+        "date": date.today().isoformat(),
+        "cores": len(os.sched_getaffinity(0)),
+        "problems": arguments.problems,
+        "rounds": [[asdict(side) for side in pair] for pair in pairs],
+        "median_ratio": median(ratios),
+    }
+    (results / "score.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
