@@ -6,7 +6,7 @@ the context does nothing. Enter it before Megatron is imported. Not here: choice
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +22,12 @@ _CUDA_TYPE_NAMES = {
     "torch.HalfTensor": "torch.cuda.HalfTensor",
     "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
 }
-_UNADAPTED = ("current_stream", "default_stream", "set_device", "get_device_properties")
+_UNADAPTED = (
+    "current_stream", "default_stream", "get_device_capability", "get_device_properties",
+    "graph_pool_handle", "mem_get_info", "set_device", "set_stream",
+)  # fmt: skip
+_UNADAPTED_CLASSES = ("CUDAGraph", "Event", "Stream")
+_CPU = torch.device("cpu")
 
 
 def device() -> torch.device:
@@ -67,13 +72,14 @@ def cpu() -> Iterator[None]:
         return
     with ExitStack() as stack:
         replacements: dict[str, Any] = {
-            "current_device": lambda: torch.device("cpu"),
+            "current_device": lambda: _CPU,
             "synchronize": lambda *_: None,
             "empty_cache": lambda: None,
             "manual_seed": lambda seed: torch.manual_seed(seed),
             "get_rng_state": lambda *_: torch.get_rng_state(),
             "set_rng_state": lambda state, *_: torch.set_rng_state(state),
             **{missing: _refuse(missing) for missing in _UNADAPTED},
+            **{missing: _refuse_class(missing) for missing in _UNADAPTED_CLASSES},
         }
         for attribute, replacement in replacements.items():
             stack.enter_context(patch.object(torch.cuda, attribute, replacement))
@@ -90,13 +96,16 @@ def cpu() -> Iterator[None]:
 class _OnCpu(TorchFunctionMode):
     """Sends factory calls and moves that name the CUDA device to the CPU."""
 
-    def __torch_function__(  # noqa: ANN204 - torch's own contract
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None  # noqa: ANN401
-    ):
-        kwargs = dict(kwargs or {})
-        if _names_cuda(kwargs.get("device")):
-            kwargs["device"] = torch.device("cpu")
-        return func(*args, **kwargs)
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  # fmt: skip
+        if func is torch.Tensor.to:
+            args = [_CPU if _names_cuda(value) else value for value in args]
+        named = dict(kwargs or {})
+        if _names_cuda(named.get("device")):
+            named["device"] = _CPU
+        return func(*args, **named)
 
 
 def _names_cuda(value: object) -> bool:
@@ -136,3 +145,9 @@ def _refuse(attribute: str) -> Callable[..., Any]:
         )
 
     return refuse
+
+
+def _refuse_class(attribute: str) -> type:
+    """A class that cannot be instantiated; still a class, because libraries name it in types."""
+    original = getattr(torch.cuda, attribute)
+    return type(attribute, (original,), {"__new__": _refuse(attribute)})

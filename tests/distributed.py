@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn as start
 
 
 def spawn(
@@ -20,9 +20,7 @@ def spawn(
     """
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")
-        mp.spawn(
-            _enter, args=(world_size, rendezvous, function, args, megatron), nprocs=world_size
-        )
+        start(_enter, args=(world_size, rendezvous, function, args, megatron), nprocs=world_size)
 
 
 def _enter(

@@ -1,5 +1,6 @@
 """What a trained model is measured on."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -15,6 +16,8 @@ class EvalConfig(Strict):
     """Name of a stage of this run whose held-out problems are answered; this or `benchmarks`."""
     benchmarks: tuple[str, ...] = ()
     """Benchmarks answered, by name."""
+    benchmark_folder: Path = Path("data")
+    """Folder below which the benchmarks' JSONL files lie."""
     max_problems: int | None = Field(None, ge=1)
     """First so many problems only; None takes all."""
     sampling: SamplingConfig = SamplingConfig()

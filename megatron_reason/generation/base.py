@@ -4,12 +4,13 @@ Engines are context managers that own their processes; text is derived from ids 
 tokenizer and never re-encoded. Not here: any engine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from megatron_reason.config.sampling import SamplingConfig
+from megatron_reason.errors import GenerationError
 from megatron_reason.schema.records import Finish
 
 
@@ -33,6 +34,16 @@ class Engine(Protocol):
     @property
     def policy_version(self) -> int:
         """How often weights were loaded into this engine."""
+        ...
+
+    @property
+    def description(self) -> Mapping[str, str | int]:
+        """What, beside weights and sampling, its answers depend on: kind, data type, lengths."""
+        ...
+
+    @property
+    def weights(self) -> str:
+        """Fingerprint of the weights it answers with."""
         ...
 
     def generate(
@@ -63,3 +74,19 @@ class Engine(Protocol):
     def close(self) -> None:
         """End the engine's processes."""
         ...
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], max_model_len: int) -> None:
+    """Refuse prompts that an engine could not continue by a single token.
+
+    Raises:
+        GenerationError: an empty prompt, or one that fills the context.
+    """
+    for index, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < max_model_len:
+            raise GenerationError(
+                f"prompt {index} of {len(prompts)}",
+                f"it has {len(prompt)} tokens; prompt and response together may have "
+                f"{max_model_len} (engine.max_model_len).",
+                "Raise engine.max_model_len, or drop such prompts before generating.",
+            )

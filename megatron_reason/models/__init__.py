@@ -1,1 +1,1 @@
-"""Hugging Face <-> Megatron. One file is one architecture, as a table read in both directions."""
+"""Hugging Face <-> Megatron: one table per model family, read in both directions."""

@@ -2,7 +2,8 @@
 
 A rule knows layout only, in both directions: how Hugging Face's tensors become one Megatron tensor
 and back. *Where* a shard goes is read from the parameter itself, *how bytes travel* is the
-importer's and exporter's business. A family is one file in this room. Not here: any family.
+importer's and exporter's business. A family is one file in `families/`. Not here: any family, and
+no Megatron, so that plans can be checked without it.
 
 Layout words: H heads, G KV groups, d head width; Megatron's linear_qkv holds, for each KV group,
 its query heads, then its key, then its value.
@@ -11,12 +12,14 @@ its query heads, then its key, then its value.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_reason.errors import ConversionError
+from megatron_reason.files import read_json
 from megatron_reason.registry import Registry
 
 HFConfig = Any
@@ -38,14 +41,25 @@ class Shape:
 class Rule(Protocol):
     """One Megatron parameter and the Hugging Face tensors it is made of."""
 
-    megatron: str
-    """Megatron's name; `{i}` stands for the layer."""
-    hf: tuple[str, ...]
-    """Hugging Face's names, in order."""
-    num_blocks: int
-    """Equal parts along dimension 0 that are sharded one by one (gate and up: 2)."""
-    is_vocab: bool
-    """Whether dimension 0 is the vocabulary, padded in Megatron."""
+    @property
+    def megatron(self) -> str:
+        """Megatron's name; `{i}` stands for the layer."""
+        ...
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        """Hugging Face's names, in order."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """Equal parts along dimension 0 that are sharded one by one (gate and up: 2)."""
+        ...
+
+    @property
+    def is_vocab(self) -> bool:
+        """Whether dimension 0 is the vocabulary, padded in Megatron."""
+        ...
 
     def to_megatron(self, tensors: Sequence[Tensor], config: HFConfig) -> Tensor:
         """Whole Megatron tensor from whole Hugging Face tensors."""
@@ -151,24 +165,45 @@ class Architecture:
         return list(self.params(self.shape(config)))
 
 
-ARCHITECTURES: Registry[Architecture] = Registry("model", "megatron_reason.models")
+ARCHITECTURES: Registry[Architecture] = Registry("model", "megatron_reason.models.families")
 
-_HARMLESS = frozenset(
-    """architectures attention_dropout auto_map bos_token_id dtype eos_token_id
-    initializer_range is_llama_config max_position_embeddings max_window_layers model_type
-    pad_token_id pretraining_tp rope_interleaved torch_dtype transformers.js_config
-    transformers_version use_cache use_mrope use_sliding_window sliding_window layer_types
-    unk_token_id chunk_size_feed_forward output_attentions output_hidden_states return_dict
-    problem_type id2label label2id is_encoder_decoder""".split()
-)
+_HARMLESS = frozenset({
+    "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype",
+    "eos_token_id", "id2label", "initializer_range", "is_llama_config", "label2id", "layer_types",
+    "max_position_embeddings", "max_window_layers", "model_type", "output_attentions",
+    "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "sliding_window",
+    "torch_dtype", "transformers.js_config", "transformers_version", "unk_token_id", "use_cache",
+})  # fmt: skip
 _MUST_BE = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "use_sliding_window": (False, None),
-    "rope_interleaved": (False, None),
     "attention_dropout": (0, 0.0),
+    "is_encoder_decoder": (False,),
+    "mlp_bias": (False,),
+    "pretraining_tp": (1, None),
+    "rope_interleaved": (False, None),
+    "use_mrope": (False, None),
+    "use_sliding_window": (False, None),
 }
+
+
+def read_architecture(folder: Path) -> tuple[HFConfig, Architecture]:
+    """Configuration and family of the checkpoint in `folder`.
+
+    Raises:
+        ConversionError: no config.json, or one that no family covers.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConversionError(
+            str(folder),
+            "there is no config.json here.",
+            "Point model.path to a Hugging Face folder or a hub id.",
+        )
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    return config, architecture_of(config, read_json(path))
 
 
 def architecture_of(config: HFConfig, raw: Mapping[str, Any]) -> Architecture:
@@ -221,7 +256,7 @@ def match(rules: Sequence[Rule], name: str) -> tuple[Rule, str | None]:
     raise ConversionError(
         name,
         "no rule of this architecture covers the parameter.",
-        "Add one to the family's table in megatron_reason/models/.",
+        "Add one to the family's table in megatron_reason/models/families/.",
     )
 
 
@@ -249,15 +284,18 @@ def decoder_params(shape: Shape) -> list[Rule]:
         )
     if shape.qk_norm:
         rules += [
-            Copy(layer + f"self_attention.{x}_layernorm.weight", source + f"self_attn.{x}_norm.weight")
+            Copy(
+                layer + f"self_attention.{x}_layernorm.weight",
+                source + f"self_attn.{x}_norm.weight",
+            )
             for x in "qk"
         ]
     return rules
 
 
-DECODER_FIELDS = frozenset(
-    """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-    head_dim rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings
-    vocab_size""".split()
-)
+DECODER_FIELDS = frozenset({
+    "head_dim", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
+    "num_key_value_heads", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
+    "tie_word_embeddings", "vocab_size",
+})  # fmt: skip
 """Fields of config.json that every family of `decoder_params` reads."""

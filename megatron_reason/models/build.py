@@ -18,24 +18,31 @@ from megatron.core.tensor_parallel import (
     set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
-from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
-from megatron_reason.errors import ConversionError, TopologyError
-from megatron_reason.files import read_json
-from megatron_reason.models.architecture import (
-    Architecture,
-    HFConfig,
-    Shape,
-    architecture_of,
-    head_width,
-)
+from megatron_reason.errors import ConversionError
+from megatron_reason.models.architecture import HFConfig, Shape, head_width, read_architecture
 from megatron_reason.models.attention import PackedAttention
+from megatron_reason.models.divisibility import check_topology
+from megatron_reason.models.norm import RMSNorm
 from megatron_reason.schema.topology import Topology
+
+_ROPE_FIELDS: dict[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "llama3": frozenset(
+        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    ),
+}
+"""Rotary embeddings that are a choice of frequencies and nothing else, with their fields."""
 
 
 class Stage(GPTModel):
@@ -46,50 +53,6 @@ class Stage(GPTModel):
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:  # noqa: ANN401
         return hidden_states
-
-
-def read_architecture(folder: Path) -> tuple[HFConfig, Architecture]:
-    """Configuration and family of the checkpoint in `folder`.
-
-    Raises:
-        ConversionError: no config.json, or one that no family covers.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ConversionError(
-            str(folder),
-            "there is no config.json here.",
-            "Point model.path to a Hugging Face folder or a hub id.",
-        )
-    config = AutoConfig.from_pretrained(folder)
-    return config, architecture_of(config, read_json(path))
-
-
-def check_topology(config: HFConfig, parallel: ParallelConfig) -> None:
-    """Refuse layouts that a model's sizes do not allow; needs no process group.
-
-    Raises:
-        TopologyError: heads, KV groups, the MLP or the layers cannot be split as asked.
-    """
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
-    if heads % tp or groups % tp or config.intermediate_size % tp:
-        fits = [n for n in range(1, groups + 1)
-                if not (heads % n or groups % n or config.intermediate_size % n)]  # fmt: skip
-        raise TopologyError(
-            "parallel.tensor_model_parallel_size",
-            f"{heads} attention heads, {groups} KV groups and an MLP of {config.intermediate_size} "
-            f"cannot all be split over {tp} tensor-parallel ranks.",
-            f"Use one of {', '.join(map(str, fits))}; to save more memory add pipeline stages.",
-        )
-    if config.num_hidden_layers % pp:
-        fits = [n for n in range(1, config.num_hidden_layers + 1)
-                if config.num_hidden_layers % n == 0]  # fmt: skip
-        raise TopologyError(
-            "parallel.pipeline_model_parallel_size",
-            f"{config.num_hidden_layers} layers cannot be split evenly over {pp} stages.",
-            f"Use one of {', '.join(map(str, fits))}.",
-        )
 
 
 def build_model(
@@ -111,11 +74,10 @@ def build_model(
     check_topology(config, parallel)
     shape = architecture.shape(config)
     dtype = getattr(torch, model.dtype)
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.qk_norm)
-    spec.submodules.self_attention.submodules.core_attention = ModuleSpec(module=PackedAttention)
+    transformer = _transformer_config(config, shape, parallel, dtype)
     stage = Stage(
-        config=_transformer_config(config, shape, parallel, dtype),
-        transformer_layer_spec=spec,
+        config=transformer,
+        transformer_layer_spec=_block_spec(transformer, shape),
         vocab_size=config.vocab_size + -config.vocab_size % topology.tp_size,
         max_sequence_length=model.context_length or config.max_position_embeddings,
         pre_process=topology.is_first_stage,
@@ -132,7 +94,7 @@ def build_model(
 
 def head_weight(model: nn.Module) -> Tensor:
     """[V_padded / tp, D]: this rank's rows of the LM head; last pipeline stage only."""
-    stage = _stage(model)
+    stage: Any = _stage(model)
     if stage.share_embeddings_and_output_weights:
         return stage.shared_embedding_or_output_weight()
     return stage.output_layer.weight
@@ -160,9 +122,25 @@ def _mark_shards(stage: nn.Module) -> None:
 
 
 def _stage(model: nn.Module) -> Stage:
-    while not isinstance(model, Stage):
-        model = model.module
-    return model
+    """The stage inside Megatron's wrappers."""
+    inner: Any = model
+    while not isinstance(inner, Stage):
+        inner = inner.module
+    return inner
+
+
+def _block_spec(transformer: TransformerConfig, shape: Shape) -> Any:  # noqa: ANN401 - Megatron's type for it is too narrow
+    """Megatron's local layers with our attention and norms."""
+    layer: Any = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.qk_norm)
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = ModuleSpec(module=PackedAttention)
+    if shape.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    layers = [layer] * get_num_layers_to_build(transformer)
+    norm: Any = RMSNorm
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
 
 
 def _transformer_config(
@@ -217,26 +195,27 @@ def _transformer_config(
 
 
 def _inverse_frequencies(config: HFConfig, model: ModelConfig) -> Tensor:
-    """Rotary frequencies by transformers' own formula, with the configured base.
+    """[d / 2] rotary frequencies by transformers' own formulas, with the configured base.
 
     Raises:
-        ConversionError: a scaling that also scales the attention scores (YaRN).
+        ConversionError: a scaling that depends on the sequence or also scales attention scores.
     """
-    chosen = copy.deepcopy(config)
-    rope: dict[str, Any] = dict(chosen.rope_parameters)
+    rope: dict[str, Any] = dict(config.rope_parameters)
     if model.rope_theta is not None:
         rope["rope_theta"] = model.rope_theta
     kind = rope.get("rope_type", "default")
+    fields = rope.keys() - {"rope_type", "rope_theta", "type"}
+    if kind not in _ROPE_FIELDS or fields - _ROPE_FIELDS[kind]:
+        raise ConversionError(
+            "config.json rope_parameters",
+            f"the rotary embedding '{kind}' with {', '.join(sorted(fields))} is not implemented.",
+            f"Use a checkpoint with {', '.join(_ROPE_FIELDS)}; of those, only the usual fields.",
+        )
     if kind == "default":
         width = head_width(config)
         exponent = torch.arange(0, width, 2, dtype=torch.int64).float() / width
         return 1.0 / rope["rope_theta"] ** exponent
+    chosen = copy.deepcopy(config)
     chosen.rope_parameters = rope
-    frequencies, attention_factor = ROPE_INIT_FUNCTIONS[kind](chosen, torch.device("cpu"))
-    if attention_factor != 1.0:
-        raise ConversionError(
-            "config.json rope_parameters",
-            f"rope_type '{kind}' scales attention scores by {attention_factor}.",
-            "Use a checkpoint with default, linear or llama3 rotary embeddings.",
-        )
+    frequencies, _ = ROPE_INIT_FUNCTIONS[kind](chosen, torch.device("cpu"))
     return frequencies

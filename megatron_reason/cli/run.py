@@ -1,0 +1,179 @@
+"""Verbs that do work: plan, run, train, stage. Not here: the work (`pipeline`)."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from megatron_reason.cli.options import Config, Json, Set
+
+if TYPE_CHECKING:
+    from megatron_reason.pipeline.run_config import RunConfig
+
+StageName = Annotated[str | None, typer.Option(metavar="STAGE")]
+
+
+def plan(config: Config, overrides: Set = None, as_json: Json = False) -> None:
+    """Show what a run would do; touches nothing.
+
+    Stages in order, what each reads, how much it does, its layout, and whether it is done already.
+
+    Example: mreason plan examples/quickstart_cpu/oxa.yaml --set train.updates=20
+    """
+    from megatron_reason.cli.tables import show_table
+    from megatron_reason.pipeline.outline import outline
+    from megatron_reason.pipeline.plan import check_layouts, make_plan
+
+    settings = _load(config, overrides)
+    check_layouts(settings)
+    stages = make_plan(settings)
+    lines = outline(settings, stages)
+    if as_json:
+        rows = [asdict(stage) | asdict(line) for stage, line in zip(stages, lines, strict=True)]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    show_table(
+        f"{settings.run.name}: {len(stages)} stages in {settings.run.folder}",
+        ["folder", "does", "reads", "work", "processes", "state"],
+        [
+            [stage.folder, stage.stage, ", ".join(_shortened(stage.inputs)), line.work,
+             line.processes, line.state]
+            for stage, line in zip(stages, lines, strict=True)
+        ],
+    )  # fmt: skip
+
+
+def run(
+    config: Config,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="First stage; those before must be done."),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="STAGE", help="Last stage to run.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="STAGE", help="Run this one stage.")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Run a YAML file from data to report.
+
+    Goes on where it stopped: a stage is done again only if its settings or its inputs changed.
+    Stages are named as `mreason plan` shows them.
+
+    Example: mreason run examples/quickstart_cpu/oxa.yaml
+    """
+    from megatron_reason.logs import setup_logging
+    from megatron_reason.pipeline.execute import execute
+    from megatron_reason.pipeline.plan import REPORT_PAGE
+
+    setup_logging()
+    folder = execute(_load(config, overrides), from_=from_, to=to, only=only)
+    page = folder / REPORT_PAGE
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "report": str(page)}, indent=2))
+    elif page.is_file():
+        from megatron_reason.cli.tables import show_table
+        from megatron_reason.report.page import headline_table
+
+        table = headline_table(folder)
+        show_table(folder.name, table.header, table.rows)
+        typer.echo(f"Report: {page}")
+
+
+def train(
+    config: Config,
+    table: Annotated[
+        Path, typer.Option("--table", metavar="DIR", help="Folder with tokens.parquet.")
+    ],
+    variant: Annotated[
+        str | None,
+        typer.Option("--variant", metavar="NAME", help="Which variant; needed if there are many."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where to write; default: the run's folder."),
+    ] = None,
+    job_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--job-file",
+            metavar="FILE",
+            help="Only write the job, to be run by `torchrun -m megatron_reason.training.worker "
+            "FILE`.",
+        ),
+    ] = None,
+    overrides: Set = None,
+) -> None:
+    """Train one variant on a table of tokens.
+
+    The rest of the run is left alone. Goes on from its last checkpoint; leaves OUT/huggingface.
+
+    Example: mreason train run.yaml --table runs/oxa/140-oxa_full_table --variant oxa_full
+    """
+    from megatron_reason.files import write_text
+    from megatron_reason.logs import setup_logging
+    from megatron_reason.pipeline.alone import training_job
+    from megatron_reason.pipeline.workers import run_on_ranks
+
+    setup_logging()
+    settings = _load(config, overrides)
+    job = training_job(settings, table, variant=variant, output=out)
+    if job_file is not None:
+        write_text(job_file, job.model_dump_json(indent=2) + "\n")
+        typer.echo(f"torchrun --nproc-per-node {settings.launch.processes} -m "
+                   f"megatron_reason.training.worker {job_file}")  # fmt: skip
+        return
+    run_on_ranks(job, "train", settings.launch, job.output)
+    typer.echo(str(job.output / "huggingface"))
+
+
+def stage(
+    kind: Annotated[
+        str, typer.Argument(metavar="STAGE", help="Kind of stage, see `mreason list stages`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--in",
+            metavar="[NAME=]DIR",
+            help="Folder of a stage it reads; NAME, by which the stage's settings refer to it, is "
+            "the folder's name without number unless given. May be repeated.",
+        ),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Run one curation stage, without a YAML file.
+
+    The stage's own settings are --set stage.KEY=VALUE; a stage that reads one table takes it from
+    --in. Sections of a run's YAML that matter here: model, template, engine, launch, seed.
+
+    Example: mreason stage grade --in runs/oxa/10-teacher --out graded --set stage.keep=correct
+    """
+    from megatron_reason.logs import setup_logging
+    from megatron_reason.pipeline.alone import run_stage_alone
+
+    setup_logging()
+    result = run_stage_alone(kind, inputs or [], out, overrides or [])
+    if as_json:
+        typer.echo(json.dumps(asdict(result) | {"folder": str(out)}, indent=2))
+    else:
+        counts = ", ".join(f"{name} {count}" for name, count in result.counts.items() if count)
+        typer.echo(f"{out}: {result.num_rows} rows ({counts or 'no further counts'})")
+
+
+def _load(config: Path, overrides: list[str] | None) -> "RunConfig":
+    from megatron_reason.config.load import load_config
+    from megatron_reason.pipeline.run_config import RunConfig
+
+    return load_config(config, overrides or [], RunConfig)
+
+
+def _shortened(names: tuple[str, ...], most: int = 3) -> list[str]:
+    return [*names] if len(names) <= most else [*names[:2], f"... ({len(names)})"]

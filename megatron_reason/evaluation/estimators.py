@@ -1,0 +1,159 @@
+"""Numbers with intervals from graded samples: pure functions of counts.
+
+n samples of a problem, c of them correct. A mean over samples or problems is always a quotient of
+sums; its interval comes from drawing whole problems anew, because samples of one problem are not
+independent. Not here: tables (`run.py`).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import NormalDist
+
+import numpy as np
+
+from megatron_reason.errors import DataError
+
+_NUM_DRAWS = 2000
+_NUM_SUBSETS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Samples behind it."""
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Unbiased probability that at least one of `k` samples is correct.
+
+    1 - C(n - c, k) / C(n, k), as the product over i in n-c+1..n of (1 - k / i), which neither
+    overflows nor cancels.
+
+    Source: Chen et al. 2021 (arXiv 2107.03374), eq. 1.
+
+    Args:
+        num_samples: n, samples drawn.
+        num_correct: c, those that are correct.
+        k: size of the draw without replacement, at most n.
+
+    Raises:
+        DataError: counts that no draw can have.
+    """
+    if not (0 <= num_correct <= num_samples and 1 <= k <= num_samples):
+        raise DataError(
+            "pass_at_k",
+            f"{num_correct} of {num_samples} samples correct, k = {k}, is impossible.",
+            "Give 0 <= num_correct <= num_samples and 1 <= k <= num_samples.",
+        )
+    if num_samples - num_correct < k:
+        return 1.0
+    first = num_samples - num_correct + 1
+    return 1.0 - math.prod(1.0 - k / i for i in range(first, num_samples + 1))
+
+
+def avg_at_n(num_samples: int, num_correct: int) -> float:
+    """Mean accuracy of n samples, which is the unbiased pass@1."""
+    return pass_at_k(num_samples, num_correct, 1)
+
+
+def maj_at_k(
+    answers: Sequence[str | None], is_correct: Sequence[bool], k: int, *, seed: int = 0
+) -> float:
+    """Probability that the most frequent answer among `k` of the samples is correct.
+
+    All correct answers count as one, however they are written; samples without an answer (None or
+    empty) do not vote; a tie is broken by lot. The mean over all subsets of size k if there are at
+    most 2000, else over 2000 random ones.
+
+    Args:
+        answers: extracted answer of each sample.
+        is_correct: whether it was judged correct.
+        k: votes, at most the number of samples.
+        seed: of the random subsets.
+    """
+    votes = [
+        "correct" if correct else f"wrong {answer}" if answer else None
+        for answer, correct in zip(answers, is_correct, strict=True)
+    ]
+    num_samples = len(votes)
+    if math.comb(num_samples, k) <= _NUM_SUBSETS:
+        subsets = [list(subset) for subset in combinations(range(num_samples), k)]
+    else:
+        generator = np.random.default_rng(seed)
+        subsets = [
+            generator.choice(num_samples, k, replace=False).tolist() for _ in range(_NUM_SUBSETS)
+        ]
+    wins = [_share_of_top([votes[index] for index in subset], "correct") for subset in subsets]
+    return math.fsum(wins) / len(wins)
+
+
+def bootstrap(
+    sums: Sequence[float],
+    counts: Sequence[float],
+    *,
+    seed: int,
+    num_samples: int,
+    num_draws: int = _NUM_DRAWS,
+) -> Estimate:
+    """Quotient of two totals over problems, with a percentile interval.
+
+    Args:
+        sums: per problem, the sum of the quantity.
+        counts: per problem, how many items the sum is over.
+        seed: of the draws.
+        num_samples: samples behind the value, for the record.
+        num_draws: how often the problems are drawn anew, with replacement.
+
+    Raises:
+        DataError: nothing to average.
+    """
+    sum_P, count_P = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
+    if not count_P.sum() > 0:
+        raise DataError("bootstrap", "there is nothing to average.", "Evaluate a problem first.")
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, len(sum_P), (num_draws, len(sum_P)))
+    total, items = sum_P[drawn].sum(axis=1), count_P[drawn].sum(axis=1)
+    means = total[items > 0] / items[items > 0]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(sum_P.sum() / count_P.sum()), float(low), float(high), num_samples)
+
+
+def wilson(num_correct: int, num_samples: int, level: float = 0.95) -> Estimate:
+    """Share of successes in independent trials with Wilson's score interval.
+
+    For one sample per problem; with several, use `bootstrap`, or the interval is too narrow.
+
+    Raises:
+        DataError: no trials, or more successes than trials.
+    """
+    if not 0 <= num_correct <= num_samples or num_samples == 0:
+        raise DataError(
+            "wilson",
+            f"{num_correct} successes in {num_samples} trials are impossible.",
+            "Give 0 <= num_correct <= num_samples, with at least one trial.",
+        )
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = num_correct / num_samples
+    scale = 1 + z * z / num_samples
+    centre = (share + z * z / (2 * num_samples)) / scale
+    variance = share * (1 - share) / num_samples + z * z / (4 * num_samples**2)
+    half = z * math.sqrt(variance) / scale
+    return Estimate(share, max(centre - half, 0.0), min(centre + half, 1.0), num_samples)
+
+
+def _share_of_top(votes: Sequence[str | None], wanted: str) -> float:
+    """Probability that `wanted` wins the vote, ties broken by lot."""
+    counts = Counter(vote for vote in votes if vote is not None)
+    if not counts:
+        return 0.0
+    most = max(counts.values())
+    winners = [vote for vote, count in counts.items() if count == most]
+    return (wanted in winners) / len(winners)

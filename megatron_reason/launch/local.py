@@ -1,0 +1,163 @@
+"""Worker processes on this machine, through torchrun in a subprocess. No torch here.
+
+Whatever ends us ends the workers: an exception or a signal ends them in order, and the kernel
+tells torchrun when we are killed outright. Not here: what the workers do.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import psutil
+
+from megatron_reason.errors import LaunchError
+from megatron_reason.launch.base import Job
+
+_TAIL_LINES = 25
+_GRACE_S = 15.0
+# Set before torchrun takes the process over: PR_SET_PDEATHSIG survives exec.
+_BOOTSTRAP = (
+    "import ctypes, os, signal, sys\n"
+    "ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
+    "sys.exit(1) if os.getppid() != int(sys.argv[1]) else None\n"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
+)
+_RANK_PREFIX = re.compile(r"^\[(?:rank|default)?\d+\]:\s?")
+_TRACEBACK = "Traceback (most recent call last):"
+_REASON = re.compile(r"^megatron_reason\.errors\.\w+: (\w+Error)  (.*)$")
+
+
+class LocalLauncher:
+    """Starts `processes` workers with torchrun and waits for them."""
+
+    def run(self, job: Job) -> None:
+        """Run `job`; its output is shown as it comes and kept in `job.log_file`.
+
+        Raises:
+            LaunchError: a worker ended with an error; the message is the worker's own if it was a
+                ReasonError, else the end of its log.
+        """
+        job.log_file.parent.mkdir(parents=True, exist_ok=True)
+        job.log_file.touch()
+        begin = job.log_file.stat().st_size
+        with _workers(job) as process:
+            _copy_output(process, job)
+            code = process.wait()
+        if code:
+            raise _failure(job, code, job.log_file.read_bytes()[begin:])
+
+
+def torchrun_command(job: Job) -> list[str]:
+    """Arguments of the Python interpreter that run `job`, as one would type them."""
+    return [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(job.processes),
+        "-m", job.module, *job.arguments,
+    ]  # fmt: skip
+
+
+@contextmanager
+def _workers(job: Job) -> Iterator[subprocess.Popen[bytes]]:
+    """The running torchrun; on any exception, SIGTERM included, its whole tree is ended."""
+    environment = {
+        **os.environ,
+        **job.environment,
+        "OMP_NUM_THREADS": str(job.threads_per_process),
+        "PYTHONUNBUFFERED": "1",
+    }
+    with _terminate_as_exception():
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOTSTRAP, str(os.getpid()), *torchrun_command(job)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C reaches us alone; we then end the workers in order.
+            start_new_session=True,
+        )
+        is_over = False
+        try:
+            yield process
+            is_over = True
+        finally:
+            if not is_over:
+                _end_tree(process)
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@contextmanager
+def _terminate_as_exception() -> Iterator[None]:
+    """Make SIGTERM raise in the main thread, so that cleaning up happens."""
+
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's protocol
+        raise SystemExit(128 + number)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, leave)
+    except ValueError:
+        # Not the main thread: signals are somebody else's business.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _end_tree(process: subprocess.Popen[bytes]) -> None:
+    """End torchrun and all it started; the workers are sessions of their own."""
+    try:
+        tree = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        tree = []
+    with suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in tree:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(tree, timeout=_GRACE_S)
+
+
+def _copy_output(process: subprocess.Popen[bytes], job: Job) -> None:
+    assert process.stdout is not None, "opened as a pipe"
+    with job.log_file.open("ab") as log:
+        while block := os.read(process.stdout.fileno(), 1 << 16):
+            log.write(block)
+            log.flush()
+            sys.stderr.write(block.decode(errors="replace"))
+            sys.stderr.flush()
+
+
+def _failure(job: Job, code: int, output: bytes) -> LaunchError:
+    written = output.decode(errors="replace").splitlines()
+    lines = [_RANK_PREFIX.sub("", line) for line in written]
+    ended = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return LaunchError(
+        f"{job.name} ({ended})",
+        "\n  ".join(_cause(lines)),
+        f"The whole log is {job.log_file}; mend the cause and run again.",
+    )
+
+
+def _cause(lines: list[str]) -> list[str]:
+    """A worker's own ReasonError, else the first traceback, else the last lines."""
+    for index, line in enumerate(lines):
+        if found := _REASON.match(line):
+            return [line[found.start(1) :], *lines[index + 1 : index + 3]]
+    begins = [index for index, line in enumerate(lines) if line.startswith(_TRACEBACK)]
+    if begins:
+        first = begins[0]
+        inner = range(first + 1, len(lines))
+        end = next((index for index in inner if not lines[index].startswith(" ")), len(lines) - 1)
+        return [_TRACEBACK, *lines[max(first + 1, end - _TAIL_LINES) : end + 1]]
+    return ["the log ends with:", *lines[-_TAIL_LINES:]]

@@ -1,0 +1,1 @@
+"""One file, one model family: its class, its shape and its parameter table."""

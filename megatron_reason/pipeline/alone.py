@@ -1,0 +1,248 @@
+"""One stage, one training or one evaluation by itself, outside a run folder.
+
+Not here: runs (`execute.py`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megatron_reason.config.base import Strict
+from megatron_reason.config.evaluate import EvalConfig
+from megatron_reason.config.launch import LaunchConfig
+from megatron_reason.config.load import load_config
+from megatron_reason.config.model import ModelConfig
+from megatron_reason.config.parallel import ParallelConfig
+from megatron_reason.config.sampling import EngineConfig
+from megatron_reason.config.template import TemplateConfig
+from megatron_reason.curation.base import STAGES, StageContext, StageResult, build_stage
+from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.evaluation.summary import EvalSummary
+from megatron_reason.files import read_json
+from megatron_reason.models.sources import resolve_model
+from megatron_reason.pipeline.keeper import EngineKeeper
+from megatron_reason.pipeline.measure import Subject, measure, problem_sets
+from megatron_reason.pipeline.plan import train_name
+from megatron_reason.pipeline.run_config import AnyStage, RunConfig
+from megatron_reason.pipeline.stages import STAGE_RESULT
+from megatron_reason.pipeline.workers import run_on_ranks
+from megatron_reason.registry import suggest
+from megatron_reason.training.jobs import EntropyJob, StageJob, TrainJob
+
+MODEL_CACHE = Path("models")
+_NO_MODEL = ModelConfig(path="(no model given: --set model.path=...)")
+
+
+class StageSettings(Strict):
+    """What `mreason stage` can be told: a stage, and the sections of a run that it may use."""
+
+    stage: AnyStage
+    """The stage's own settings."""
+    model: ModelConfig | None = None
+    """The model, for stages that need one."""
+    template: TemplateConfig = TemplateConfig()
+    """How messages become tokens."""
+    engine: EngineConfig = EngineConfig()
+    """The process that generates text."""
+    launch: LaunchConfig = LaunchConfig()
+    """How many worker processes."""
+    seed: int = 42
+    """Seed of everything random."""
+
+
+class EvalSettings(Strict):
+    """What `mreason eval` can be told: sections of a run that matter for an evaluation."""
+
+    model: ModelConfig
+    """The model measured."""
+    eval: EvalConfig
+    """What it is measured on."""
+    template: TemplateConfig = TemplateConfig()
+    """How problems become prompts."""
+    engine: EngineConfig = EngineConfig()
+    """The process that generates text."""
+    launch: LaunchConfig = LaunchConfig()
+    """Worker processes that measure entropy."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout of the model over them."""
+    seed: int = 42
+    """Seed of everything random."""
+
+
+def run_stage_alone(
+    kind: str, inputs: Sequence[str], output: Path, overrides: Sequence[str]
+) -> StageResult:
+    """Run one curation stage.
+
+    Args:
+        kind: kind of stage.
+        inputs: folders it reads, each as `DIR` or `NAME=DIR`.
+        output: folder to write to, not there yet or empty.
+        overrides: `--set` texts on `StageSettings`.
+
+    Raises:
+        ConfigError: settings that cannot be used, or inputs that do not match them.
+        DataError: an input that is no folder, or an output that is in use.
+        ReasonError: whatever the stage cannot go on with.
+    """
+    folders = _named_folders(inputs)
+    presets = _presets(kind, [*folders], output)
+    settings = load_config(None, [*presets, *overrides], StageSettings)
+    if missing := [name for name in settings.stage.inputs() if name not in folders]:
+        raise ConfigError(
+            f"stage {kind}",
+            f"it reads '{missing[0]}'; --in gives {', '.join(folders) or 'nothing'}.",
+            suggest(missing[0], [*folders]) if folders else f"Add --in {missing[0]}=DIR",
+        )
+    if output.exists() and any(output.iterdir()):
+        raise DataError(
+            str(output), "the folder is not empty.", "Remove it, or give another with --out."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    return _run(settings, folders, output)
+
+
+def training_job(
+    config: RunConfig, table: Path, *, variant: str | None, output: Path | None
+) -> TrainJob:
+    """Job that trains one variant of `config` on the tokens in `table`.
+
+    Args:
+        config: the run it is taken from.
+        table: folder of the tokens table.
+        variant: which variant; None takes the only one.
+        output: folder to write to; None takes one in the run's folder.
+
+    Raises:
+        ConfigError: no such variant, or several and none named.
+    """
+    names = [*config.variants]
+    chosen = names[0] if variant is None and len(names) == 1 else variant
+    if chosen not in config.variants:
+        raise ConfigError(
+            "--variant",
+            f"this run has the variants {', '.join(names) or 'none'}, not '{variant}'."
+            if variant
+            else f"this run has {len(names)} variants.",
+            suggest(variant or "", names) if names else "Add one to the section 'variants'.",
+        )
+    return TrainJob(
+        model=config.model,
+        model_folder=resolve_model(config.model.path, config.run.model_cache),
+        output=output or config.run.folder / train_name(chosen),
+        seed=config.run.seed,
+        method=config.variants[chosen].method,
+        train=config.train_of(chosen),
+        table=table,
+        track=config.track,
+    )
+
+
+def measure_alone(
+    model: str, *, table: Path | None, benchmarks: Sequence[str], output: Path,
+    overrides: Sequence[str],
+) -> Mapping[str, EvalSummary]:  # fmt: skip
+    """Measure one model on a table's held-out problems, on benchmarks, or on both.
+
+    Args:
+        model: Hugging Face folder, hub id or built-in model.
+        table: folder of a problems table.
+        benchmarks: names of benchmarks.
+        output: folder to write to; what it holds of the same measurement is not done again.
+        overrides: `--set` texts on `EvalSettings`.
+
+    Returns:
+        Summaries by the name of the table or benchmark.
+
+    Raises:
+        ConfigError: settings that cannot be used, or nothing to measure on.
+        ReasonError: whatever the evaluation cannot go on with.
+    """
+    presets = [f"model.path={model}", f"eval.benchmarks=[{', '.join(benchmarks)}]"]
+    if table is not None:
+        presets.append(f"eval.table={_name_of(table)}")
+    settings = load_config(None, [*presets, *overrides], EvalSettings)
+    weights = resolve_model(settings.model.path, MODEL_CACHE)
+    subject = Subject(weights, settings.model, settings.template, settings.parallel, settings.seed)
+
+    def run_job(job: EntropyJob) -> None:
+        run_on_ranks(job, f"{job.output.name}-entropy", settings.launch, output)
+
+    summaries: dict[str, EvalSummary] = {}
+    with EngineKeeper(
+        settings.engine, dtype=settings.model.dtype, log_folder=output / "logs"
+    ) as keeper:
+        for problem_set in problem_sets(settings.eval, table):
+            summaries[problem_set.name] = measure(
+                subject,
+                problem_set,
+                config=settings.eval,
+                engine=keeper.open(weights),
+                output=output,
+                run_job=run_job,
+            )
+    return summaries
+
+
+def _run(settings: StageSettings, inputs: Mapping[str, Path], output: Path) -> StageResult:
+    stage = build_stage(settings.stage)
+    model = settings.model or _NO_MODEL
+    folder = Path(model.path)
+    if settings.model is not None:
+        folder = resolve_model(model.path, MODEL_CACHE)
+    if stage.runs_on == "ranks":
+        job = StageJob(
+            model=model,
+            model_folder=folder,
+            output=output,
+            seed=settings.seed,
+            stage=settings.stage,
+            inputs=dict(inputs),
+            template=settings.template,
+        )
+        run_on_ranks(job, settings.stage.name, settings.launch, output)
+        return StageResult(**read_json(output / STAGE_RESULT))
+    with EngineKeeper(settings.engine, dtype=model.dtype, log_folder=output / "logs") as keeper:
+        return stage.run(
+            StageContext(
+                output=output,
+                inputs=inputs,
+                model=model,
+                model_folder=folder,
+                template=settings.template,
+                seed=settings.seed,
+                open_engine=keeper.open,
+            )
+        )
+
+
+def _presets(kind: str, names: Sequence[str], output: Path) -> list[str]:
+    """Settings that follow from the other arguments; `--set` comes later and wins."""
+    fields = STAGES.get(kind, "mreason stage").config_class.model_fields
+    presets = [f"stage.stage={kind}", f"stage.name={_name_of(output)}"]
+    if "table" in fields and names:
+        presets.append(f"stage.table={names[0]}")
+    if "tables" in fields and names:
+        presets.append(f"stage.tables=[{', '.join(f'{{table: {name}}}' for name in names)}]")
+    return presets
+
+
+def _named_folders(inputs: Sequence[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for text in inputs:
+        name, equals, folder = text.partition("=")
+        path = Path(folder if equals else text)
+        if not path.is_dir():
+            raise DataError(
+                f"--in {text}",
+                f"there is no folder {path}.",
+                "Give a finished stage's folder.",
+            )
+        folders[name if equals else _name_of(path)] = path
+    return folders
+
+
+def _name_of(folder: Path) -> str:
+    """Name of a stage's folder without its number, in the letters that names may have."""
+    name = re.sub(r"^\d+-", "", folder.resolve().name)
+    return re.sub(r"[^a-z0-9_]", "_", name.lower()) or "stage"

@@ -1,0 +1,156 @@
+"""Measures one model on a set of problems: answers, verdicts, entropy.
+
+Answers come from the generation engine, entropy from a forward pass of the trainer's own model on
+worker processes. Not here: what is computed from them (`evaluation`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from megatron_reason.config.evaluate import EvalConfig
+from megatron_reason.config.model import ModelConfig
+from megatron_reason.config.parallel import ParallelConfig
+from megatron_reason.config.template import TemplateConfig
+from megatron_reason.errors import DataError
+from megatron_reason.evaluation.base import BENCHMARKS
+from megatron_reason.evaluation.run import evaluate, fill_entropy
+from megatron_reason.evaluation.summary import EvalSummary
+from megatron_reason.generation.base import Engine
+from megatron_reason.generation.templates import load_template
+from megatron_reason.rewards.pool import AnswerPool
+from megatron_reason.schema.tables import Kind, read_table, write_table
+from megatron_reason.training.jobs import EntropyJob
+
+ENTROPY_TABLE = "entropy.parquet"
+HELDOUT = "heldout"
+_GRADING_DEADLINE_S = 10.0
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """What a model is measured on."""
+
+    name: str
+    """Name of the table or benchmark."""
+    problems: pl.DataFrame
+    """Rows of `Kind.PROBLEMS`."""
+    reward: str
+    """Reward that grades the answers."""
+    folder: Path
+    """Where the results go, below the stage's folder."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is measured."""
+
+    weights: Path
+    """Its Hugging Face folder."""
+    model: ModelConfig
+    """Data type and context."""
+    template: TemplateConfig
+    """How problems become prompts."""
+    parallel: ParallelConfig
+    """Layout of the model over the worker processes."""
+    seed: int
+    """Seed of the measurement."""
+
+
+def heldout_problems(folder: Path) -> pl.DataFrame:
+    """Held-out problems of the table in `folder`.
+
+    Raises:
+        DataError: there are none.
+    """
+    problems = read_table(folder, Kind.PROBLEMS)
+    heldout = problems.filter(pl.col("split") == HELDOUT)
+    if heldout.is_empty():
+        raise DataError(
+            str(folder),
+            f"none of its {len(problems)} problems is held out, so nothing can be measured.",
+            "Set 'heldout_fraction' of the stage 'ingest' above 0.",
+        )
+    return heldout
+
+
+def problem_sets(config: EvalConfig, table: Path | None) -> list[ProblemSet]:
+    """The sets that `config` names: its table, then its benchmarks, each in a folder of its own.
+
+    Args:
+        config: what is asked for.
+        table: folder of the problems table, if `config` names one.
+
+    Raises:
+        DataError: a table without held-out problems, or a benchmark whose file is missing or wrong.
+        ConfigError: no such benchmark.
+    """
+    sets: list[ProblemSet] = []
+    if table is not None:
+        sets.append(
+            ProblemSet(config.table or table.name, heldout_problems(table), config.reward, Path())
+        )
+    for name in config.benchmarks:
+        benchmark = BENCHMARKS.get(name, "eval.benchmarks")
+        problems = benchmark.problems(config.benchmark_folder)
+        sets.append(ProblemSet(name, problems, benchmark.reward, Path(name)))
+    return sets
+
+
+def measure(
+    subject: Subject,
+    problem_set: ProblemSet,
+    *,
+    config: EvalConfig,
+    engine: Engine,
+    output: Path,
+    run_job: Callable[[EntropyJob], None],
+) -> EvalSummary:
+    """Answer, grade and summarise; continues what `output` holds of the same measurement.
+
+    Args:
+        subject: the model.
+        problem_set: what it is asked.
+        config: how to measure.
+        engine: an engine that answers with the subject's weights.
+        output: folder of the stage; results go to the set's folder below it.
+        run_job: runs a job on the worker processes.
+
+    Raises:
+        DataError: nothing to answer.
+        GenerationError: the engine died.
+        LaunchError: the worker processes failed.
+    """
+    template = load_template(subject.template, subject.weights)
+    output = output / problem_set.folder
+    config = config.model_copy(update={"reward": problem_set.reward})
+    write_table(output, Kind.PROBLEMS, problem_set.problems)
+    with AnswerPool(deadline_s=_GRADING_DEADLINE_S, reward=problem_set.reward) as pool:
+        summary = evaluate(
+            problem_set.problems,
+            engine,
+            template=template,
+            config=config,
+            output=output,
+            grade=pool.grade_many,
+        )
+    if config.num_entropy_responses == 0:
+        return summary
+    run_job(
+        EntropyJob(
+            model=subject.model,
+            model_folder=subject.weights,
+            output=output,
+            seed=subject.seed,
+            generations=output,
+            problems=output,
+            template=subject.template,
+            num_responses=config.num_entropy_responses,
+            parallel=subject.parallel,
+        )
+    )
+    measured = pl.read_parquet(output / ENTROPY_TABLE)
+    columns = measured.select("problem_id", "sample_index", "mean_entropy")
+    return fill_entropy(output, {(row[0], row[1]): row[2] for row in columns.iter_rows()})

@@ -1,0 +1,36 @@
+"""Fixtures shared by all tests: the small real model, made once into a git-ignored folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from megatron_reason.generation.vllm_engine import VllmEngine
+
+MODEL_CACHE = Path(__file__).parent.parent / "models"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Hugging Face folder of SmolLM2-135M-Instruct in bfloat16."""
+    from megatron_reason.models.sources import resolve_model
+
+    return resolve_model("smollm2-135m", MODEL_CACHE)
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[VllmEngine]":
+    """One vLLM engine on SmolLM2 for the whole session.
+
+    A test that loads other weights loads those of `smollm2` again before it ends.
+    """
+    from megatron_reason.config.sampling import EngineConfig
+    from megatron_reason.generation.vllm_engine import VllmEngine
+
+    config = EngineConfig(max_model_len=512, max_num_seqs=16, kv_cache_mb=128)
+    with VllmEngine(
+        smollm2, config, dtype="bfloat16", log_folder=tmp_path_factory.mktemp("vllm")
+    ) as engine:
+        yield engine

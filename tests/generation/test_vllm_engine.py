@@ -1,0 +1,167 @@
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from megatron_reason.config.sampling import EngineConfig, SamplingConfig
+from megatron_reason.config.template import TemplateConfig
+from megatron_reason.errors import GenerationError
+from megatron_reason.files import read_json, write_json
+from megatron_reason.generation.templates import Template, load_template
+from megatron_reason.generation.vllm_engine import VllmEngine
+from megatron_reason.schema.records import Finish, Message
+
+pytest.importorskip("vllm")
+
+SMALL = EngineConfig(max_model_len=512, max_num_seqs=16, kv_cache_mb=128)
+GREEDY = SamplingConfig(temperature=0.0, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def template(smollm2: Path) -> Template:
+    return load_template(TemplateConfig(), smollm2)
+
+
+@pytest.fixture(scope="module")
+def prompts(template: Template) -> list[list[int]]:
+    questions = ("What is 2+2?", "Name the capital of France.", "Count from one to five.")
+    return [template.prompt_ids([Message("user", question)]) for question in questions]
+
+
+@pytest.fixture(scope="module")
+def perturbed(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 with every tensor disturbed, the tied embedding included."""
+    folder = tmp_path_factory.mktemp("perturbed")
+    for path in smollm2.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, folder / path.name)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: value + 0.1 * value.std() * torch.randn(value.shape, generator=generator)
+        for name, value in load_file(smollm2 / "model.safetensors").items()
+    }
+    save_file(
+        {name: value.bfloat16() for name, value in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    return folder
+
+
+def test_logprobs_are_those_of_transformers(
+    vllm_engine: VllmEngine, smollm2: Path, prompts: list[list[int]]
+):
+    sampling = SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=12)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    for prompt, (completion,) in zip(prompts, vllm_engine.generate(prompts, sampling), strict=True):
+        ids = torch.tensor([[*prompt, *completion.token_ids]])
+        with torch.inference_mode():
+            logprob = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = logprob.gather(1, ids[0, len(prompt) :, None])[:, 0]
+        # bfloat16 against float32; log-probs after temperature or top-p would be far off.
+        assert (expected - torch.tensor(completion.logprobs)).abs().max() < 0.25
+
+
+def test_finish_reasons_and_stop_tokens(
+    vllm_engine: VllmEngine, template: Template, prompts: list[list[int]]
+):
+    sampling = SamplingConfig(temperature=0.0, max_tokens=40)
+    ((stopped,), *_) = vllm_engine.generate(
+        prompts[:1], sampling, stop_token_ids=template.stop_token_ids
+    )
+    assert stopped.finish is Finish.STOP
+    assert stopped.token_ids[-1] in template.stop_token_ids
+    assert not set(stopped.token_ids[:-1]) & set(template.stop_token_ids)
+    ((cut,),) = vllm_engine.generate(prompts[:1], sampling)
+    assert cut.finish is Finish.LENGTH
+    assert len(cut.token_ids) == len(cut.logprobs) == 40
+    assert cut.token_ids[: len(stopped.token_ids)] == stopped.token_ids
+
+
+def test_draws_differ_between_samples_and_repeat_with_the_seed(
+    vllm_engine: VllmEngine, prompts: list[list[int]]
+):
+    sampling = SamplingConfig(samples_per_prompt=3, max_tokens=8, seed=5)
+    done: list[int] = []
+    first = vllm_engine.generate(prompts, sampling, on_done=done.append)
+    assert sum(done) == len(prompts)
+    assert [len(row) for row in first] == [3, 3, 3]
+    assert len({completion.token_ids for row in first for completion in row}) > 6
+    again = vllm_engine.generate(prompts[:1], sampling)
+    assert [c.token_ids for c in again[0]] == [c.token_ids for c in first[0]]
+    other = vllm_engine.generate(prompts[:1], sampling.model_copy(update={"seed": 6}))
+    assert [c.token_ids for c in other[0]] != [c.token_ids for c in first[0]]
+
+
+def test_prompts_that_do_not_fit_are_refused(vllm_engine: VllmEngine):
+    with pytest.raises(GenerationError, match=r"512 tokens; .* 512"):
+        vllm_engine.generate([[1], [1] * 512], GREEDY)
+    with pytest.raises(GenerationError, match="0 tokens"):
+        vllm_engine.generate([[]], GREEDY)
+    ((completion,),) = vllm_engine.generate([[504] * 508], GREEDY)
+    assert len(completion.token_ids) == 4
+    assert completion.finish is Finish.LENGTH
+
+
+def test_more_prompts_than_fit_into_one_step(vllm_engine: VllmEngine, prompts: list[list[int]]):
+    long = [prompt + [504 + index] * 300 for index, prompt in enumerate(prompts * 7)]
+    completions = vllm_engine.generate(long, SamplingConfig(max_tokens=2))
+    assert [len(row) for row in completions] == [1] * 21
+
+
+def test_load_weights_equals_a_fresh_engine(
+    vllm_engine: VllmEngine,
+    smollm2: Path,
+    perturbed: Path,
+    prompts: list[list[int]],
+    tmp_path: Path,
+):
+    before = vllm_engine.generate(prompts, GREEDY)
+    version, weights = vllm_engine.policy_version, vllm_engine.weights
+    vllm_engine.load_weights(perturbed)
+    swapped = vllm_engine.generate(prompts, GREEDY)
+    assert vllm_engine.policy_version == swapped[0][0].policy_version == version + 1
+    assert vllm_engine.weights != weights
+    with VllmEngine(perturbed, SMALL, dtype="bfloat16", log_folder=tmp_path) as fresh:
+        expected = fresh.generate(prompts, GREEDY)
+        # The last use of this engine: kill it in the middle of its work.
+        threading.Timer(1.0, os.kill, (fresh.pid, signal.SIGKILL)).start()
+        started_s = time.monotonic()
+        with pytest.raises(GenerationError, match=r"exit code -9") as caught:
+            fresh.generate(prompts * 50, SamplingConfig(samples_per_prompt=8, max_tokens=400))
+        assert time.monotonic() - started_s < 10
+        assert str(tmp_path / "vllm.log") in str(caught.value)
+        with pytest.raises(GenerationError, match="closed"):
+            fresh.generate(prompts, GREEDY)
+    assert [row[0].token_ids for row in swapped] == [row[0].token_ids for row in expected]
+    assert [row[0].token_ids for row in swapped] != [row[0].token_ids for row in before]
+    vllm_engine.load_weights(smollm2)
+    after = vllm_engine.generate(prompts, GREEDY)
+    assert [row[0].token_ids for row in after] == [row[0].token_ids for row in before]
+    assert vllm_engine.weights == weights
+
+
+def test_weights_of_another_architecture_are_refused(
+    vllm_engine: VllmEngine, smollm2: Path, tmp_path: Path
+):
+    with pytest.raises(GenerationError, match=r"no config\.json"):
+        vllm_engine.load_weights(tmp_path)
+    config = read_json(smollm2 / "config.json")
+    config["rope_parameters"]["rope_theta"] = 1e6
+    write_json(tmp_path / "config.json", config)
+    (tmp_path / "model.safetensors").symlink_to(smollm2 / "model.safetensors")
+    with pytest.raises(GenerationError, match="rope_parameters"):
+        vllm_engine.load_weights(tmp_path)
+
+
+def test_engine_that_does_not_start_tells_why(smollm2: Path, tmp_path: Path):
+    config = SMALL.model_copy(update={"start_timeout_s": 1.0})
+    with pytest.raises(GenerationError, match="waited 1 s for the engine to start"):
+        VllmEngine(smollm2, config, dtype="bfloat16", log_folder=tmp_path)

@@ -1,0 +1,157 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_reason.config.load import load_config
+
+from megatron_reason.errors import ConfigError, TopologyError
+from megatron_reason.pipeline.plan import check_layouts, find_stage, make_plan, write_plan
+from megatron_reason.pipeline.run_config import RunConfig
+from tests.pipeline.runs import settings, variants
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(300_000))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, model):
+    return variants(settings(tmp_path, model))
+
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+
+
+def changed(config: RunConfig, **sections) -> RunConfig:
+    raw = config.model_dump()
+    for name, values in sections.items():
+        raw[name] = {**raw[name], **values} if isinstance(values, dict) else values
+    return RunConfig.model_validate(raw)
+
+
+def differing(before: RunConfig, after: RunConfig) -> set[str]:
+    """Names of the stages whose hash changed."""
+    old, new = make_plan(before), make_plan(after)
+    assert [stage.name for stage in old] == [stage.name for stage in new]
+    return {a.name for a, b in zip(old, new, strict=True) if a.hash != b.hash}
+
+
+ALL = {"a", "b", "c", "eval-base", "train-one", "eval-one", "train-two", "eval-two", "report"}
+TRAINED = {"train-one", "eval-one", "train-two", "eval-two", "report"}
+EVALS = {"eval-base", "eval-one", "eval-two", "report"}
+
+
+def test_order_folders_and_file(config, tmp_path):
+    plan = make_plan(config)
+    assert [stage.folder for stage in plan] == [
+        "10-a", "20-b", "30-c", "40-eval-base", "50-train-one", "60-eval-one", "70-train-two",
+        "80-eval-two", "report",
+    ]  # fmt: skip
+    write_plan(tmp_path, plan)
+    rows = json.loads((tmp_path / "plan.json").read_text())
+    assert rows[0] == {
+        "folder": "10-a", "name": "a", "kind": "curate", "stage": "count_for_tests",
+        "variant": None, "hash": plan[0].hash,
+    }  # fmt: skip
+    assert [row["kind"] for row in rows] == [
+        "curate", "curate", "curate", "eval", "train", "eval", "train", "eval", "report",
+    ]  # fmt: skip
+    assert [row["variant"] for row in rows[3:]] == ["base", "one", "one", "two", "two", None]
+
+
+def test_same_configuration_same_hashes_all_different(config):
+    plan = make_plan(config)
+    assert plan == make_plan(config)
+    assert len({stage.hash for stage in plan}) == len(plan)
+
+
+def test_whole_run_follows_from_model_template_and_seed(config):
+    assert differing(config, changed(config, run={"seed": 7})) == ALL
+    assert differing(config, changed(config, model={"dtype": "float32"})) == ALL
+    assert differing(config, changed(config, template={"suffix": " Think."})) == ALL
+
+
+def test_a_stage_changes_what_comes_after_it_only(config):
+    curate = config.model_dump()["curate"]
+    later = [*curate[:2], {**curate[2], "text": "new"}]
+    affected = {"c", "train-two", "eval-two", "report"}
+    assert differing(config, changed(config, curate=later)) == affected
+    middle = [curate[0], {**curate[1], "text": "new"}, curate[2]]
+    assert differing(config, changed(config, curate=middle)) == {"b", "c", *TRAINED}
+
+
+def test_training_settings_change_training_and_what_is_measured_on_it(config):
+    slower = {"updates": 3, "optim": {"lr": 1e-5}}
+    assert differing(config, changed(config, train=slower)) == TRAINED
+    one = config.model_dump()["variants"]
+    one["one"]["method"]["demos_per_update"] = 3
+    assert differing(config, changed(config, variants=one)) == {"train-one", "eval-one", "report"}
+
+
+def test_evaluation_settings_change_evaluations_only(config):
+    longer = {"sampling": {"max_tokens": 300}}
+    assert differing(config, changed(config, eval=longer)) == EVALS
+
+
+def test_what_cannot_change_a_result_changes_no_hash(config):
+    assert not differing(config, changed(config, launch={"processes": 2}))
+    assert not differing(config, changed(config, engine={"kv_cache_mb": 64}))
+    assert not differing(config, changed(config, train={"checkpoint": {"every": 1}}))
+    assert not differing(config, changed(config, track={"sinks": []}))
+    assert not differing(config, changed(config, run={"name": "other", "dir": "elsewhere"}))
+
+
+def test_weights_of_the_base_model_count(config, model):
+    before = make_plan(config)
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[150_000] = 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert all(a.hash != b.hash for a, b in zip(before, make_plan(config), strict=True))
+
+
+def test_contents_of_files_that_a_stage_reads_count(config, tmp_path):
+    source = tmp_path / "problems.jsonl"
+    source.write_text("{}")
+    curate = config.model_dump()["curate"]
+    reading = changed(config, curate=[*curate[:2], {**curate[2], "text": str(source)}])
+    before = make_plan(reading)
+    source.write_text("{} ")
+    names = {a.name for a, b in zip(before, make_plan(reading), strict=True) if a.hash != b.hash}
+    assert names == {"c", "train-two", "eval-two", "report"}
+
+
+def test_stages_are_found_by_name_and_folder(config):
+    plan = make_plan(config)
+    assert find_stage(plan, "train-one", "--only") == 4
+    assert find_stage(plan, "50-train-one", "--only") == 4
+    with pytest.raises(ConfigError, match="Did you mean 'train-one'") as caught:
+        find_stage(plan, "trian-one", "--only")
+    assert caught.value.where == "--only"
+
+
+def test_layouts_that_the_model_cannot_be_split_into_are_refused(config, smollm2):
+    parallel = {"tensor_model_parallel_size": 2}
+    local = changed(
+        config, model={"path": str(smollm2)}, launch={"processes": 2}, train={"parallel": parallel}
+    )
+    with pytest.raises(TopologyError, match="9 attention heads"):
+        check_layouts(local)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_example_loads_and_plans(path):
+    config = load_config(path, [], RunConfig)
+    plan = make_plan(config)
+    assert plan[-1].kind == "report"
+    assert len(plan) > len(config.curate)
+
+
+def test_the_quickstart_is_among_the_examples():
+    assert ROOT / "examples" / "quickstart_cpu" / "oxa.yaml" in EXAMPLES

@@ -1,0 +1,144 @@
+import sys
+
+import pytest
+import yaml
+
+from megatron_reason.config.load import load_config
+from megatron_reason.errors import ConfigError
+from megatron_reason.pipeline.run_config import RunConfig
+
+WHOLE = """
+run: {name: tiny}
+model: {path: smollm2-135m}
+engine: {max_model_len: 256}
+launch: {processes: 2}
+curate:
+  - {stage: ingest, name: teacher, source: "reasoning_gym:gsm_symbolic", size: 20}
+  - {stage: grade, name: graded, table: teacher}
+  - {stage: select, name: demos, table: graded, role: demo, where: correct, count: 4,
+     rule: {name: random}}
+  - {stage: mix, name: mixed, tables: [{table: demos}]}
+train:
+  updates: 4
+  optim: {lr: 1.0e-4}
+variants:
+  sft: {table: mixed, method: {name: sft, demos_per_update: 4}}
+  fast:
+    table: mixed
+    method: {name: oxa, negatives_per_update: 0}
+    train: {optim: {lr: 1.0e-2}}
+eval: {table: teacher, sampling: {max_tokens: 64}}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(*overrides, text=WHOLE):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return load_config(path, overrides, RunConfig)
+
+    return load
+
+
+def refusal(load, *overrides, **text):
+    with pytest.raises(ConfigError) as caught:
+        load(*overrides, **text)
+    return str(caught.value)
+
+
+def test_plugins_get_their_own_configuration(load):
+    config = load()
+    assert [stage.stage for stage in config.curate] == ["ingest", "grade", "select", "mix"]
+    assert config.curate[2].rule.name == "random"
+    assert config.variants["sft"].method.demos_per_update == 4
+    assert config.variants["fast"].method.suppress_weight == 1e-4
+
+
+def test_variant_lays_its_training_settings_over_the_common_ones(load):
+    config = load("train.optim.weight_decay=0.5")
+    assert config.train_of("sft") == config.train
+    fast = config.train_of("fast")
+    assert (fast.optim.lr, fast.optim.weight_decay, fast.updates) == (1e-2, 0.5, 4)
+
+
+def test_what_is_written_out_reads_back_the_same(load):
+    config = load()
+    written = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    assert load(text=written) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("curate.demos.table=gradde", "curate.2", ["'gradde'", "Did you mean 'graded'?"]),
+        ("curate.graded.name=teacher", "curate.1.name", ["too"]),
+        ("curate.graded.name=report", "curate.1.name", ["'report'"]),
+        ("curate.graded.stage=greed", "curate.1.stage", ["Did you mean 'grade'?"]),
+        ("curate.demos.rule.name=radnom", "curate.2.rule", ["Did you mean 'random'?"]),
+        ("variants.sft.table=mixt", "variants.sft.table", ["Did you mean 'mixed'?"]),
+        ("variants.sft.method.name=stf", "variants.sft.method.name", ["Did you mean 'sft'?"]),
+        ("variants.sft.method.demos_per_updates=4", "variants.sft.method.demos_per_updates",
+         ["Did you mean 'demos_per_update'?"]),
+        ("variants.fast.method.negatives_per_update=4", "variants.fast.table",
+         ["role negative", "'mixed' has demo"]),
+        ("variants.fast.train.optim.min_rl=1", "variants.fast.train.optim.min_rl", ["'min_lr'"]),
+        ("variants.base={table: mixed, method: {name: sft}}", "variants.base", ["before training"]),
+        ("train.parallel.tensor_model_parallel_size=3", "train.parallel", ["2 processes", "TP 3"]),
+        ("eval.table=teachers", "eval.table", ["Did you mean 'teacher'?"]),
+        ("eval.sampling.max_tokens=256", "eval.sampling.max_tokens", ["max_model_len 256"]),
+        ("eval.benchmarks=[aime24, aime52]", "eval.benchmarks.1", ["'aime52'", "'aime25'"]),
+        ("eval.reward=mathverify", "eval.reward", ["Did you mean 'math_verify'?"]),
+        ("curate.graded.reward=numerics", "curate.1.reward", ["Did you mean 'numeric'?"]),
+        ("plugins=[nowhere_to_be_found]", "plugins.0", ["nowhere_to_be_found"]),
+    ],
+)  # fmt: skip
+def test_contradictions_name_the_key(load, override, key, words):
+    message = refusal(load, override)
+    assert f"  {key}\n" in message
+    for word in words:
+        assert word in message
+
+
+def test_generation_longer_than_the_engine_is_refused(load):
+    text = WHOLE.replace(
+        "train:\n  updates",
+        "  - {stage: generate, name: self, table: teacher, sampling: {max_tokens: 300}}\n"
+        "train:\n  updates",
+    )
+    assert "curate.4.sampling.max_tokens" in refusal(load, text=text)
+
+
+def test_variants_without_training_settings_are_refused(load):
+    text = WHOLE.replace("train:\n  updates: 4\n  optim: {lr: 1.0e-4}\n", "")
+    message = refusal(load, "variants.fast.train.updates=4", text=text)
+    assert "  variants.sft\n" in message
+    assert "no training settings" in message
+
+
+def test_unknown_common_key_is_reported_once_where_it_stands(load):
+    message = refusal(load, text=WHOLE.replace("  updates: 4", "  updates: 4\n  epoch: 3"))
+    assert message.count("epoch'") == 1
+    assert "  train.epoch\n" in message
+
+
+def test_plugin_modules_are_imported_before_methods_are_looked_up(load, tmp_path, monkeypatch):
+    (tmp_path / "my_method_plugin.py").write_text(
+        "from typing import Literal\n"
+        "from megatron_reason.methods.sft import SFT, SFTConfig\n"
+        "from megatron_reason.schema.method import method\n"
+        "class MyConfig(SFTConfig):\n"
+        "    name: Literal['my_method'] = 'my_method'\n"
+        "@method\n"
+        "class MyMethod(SFT):\n"
+        "    config_class = MyConfig\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        config = load("plugins=[my_method_plugin]", "variants.sft.method.name=my_method")
+        assert type(config.variants["sft"].method).__name__ == "MyConfig"
+    finally:
+        from megatron_reason.schema.method import METHODS
+
+        METHODS._entries.pop("my_method", None)
+        sys.modules.pop("my_method_plugin", None)
