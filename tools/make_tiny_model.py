@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
 
 def make_tiny_model(
     hf_class: str, folder: Path, *, dtype: str = "float32", max_shard_size: str = "1GB",
-    seed: int = 11, **config: Any,
+    seed: int = 11, **config: Any,  # noqa: ANN401 - fields of any type
 ) -> Path:  # fmt: skip
     """Write a random checkpoint of the class called `hf_class` to `folder`.
 

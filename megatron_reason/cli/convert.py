@@ -58,7 +58,8 @@ def export(source: Source, target: Target, overrides: Set = None) -> None:
 def verify(source: Source, overrides: Set = None, as_json: Json = False) -> None:
     """Prove that a round trip through Megatron loses nothing.
 
-    Every tensor must come back bit for bit, every other file byte for byte. Settings: parallel.*,
+    Every tensor must come back bit for bit, every other file byte for byte, and Megatron must
+    compute the log-probabilities that transformers computes. Settings: parallel.*,
     threads_per_process.
 
     Example: mreason convert verify models/smollm2-135m
@@ -73,5 +74,6 @@ def verify(source: Source, overrides: Set = None, as_json: Json = False) -> None
         typer.echo(json.dumps(asdict(found), indent=2))
     else:
         typer.echo(
-            f"{source}: {found.num_tensors} tensors bit-identical, {found.num_files} files the same"
+            f"{source}: {found.num_tensors} tensors bit-identical, {found.num_files} files the "
+            f"same, log-probabilities within {found.largest_logprob_gap:.1e} nats of transformers"
         )

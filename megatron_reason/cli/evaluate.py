@@ -36,8 +36,8 @@ def evaluate(
 ) -> None:
     """Measure one model, without a YAML file.
 
-    Prints pass@k, entropy and length with intervals. Goes on where it stopped. Sections of a run's YAML that matter here: eval, model, template,
-    engine, launch, parallel, seed.
+    Prints pass@k, entropy and length with intervals. Goes on where it stopped. Sections of a run's
+    YAML that matter here: eval, model, template, engine, launch, parallel, seed.
 
     Example: mreason eval smollm2-135m --table runs/oxa/10-teacher --out base
     --set eval.sampling.samples_per_prompt=4 --set eval.max_problems=40
@@ -75,14 +75,15 @@ def report(
 
     Example: mreason report runs/oxa-quickstart
     """
+    from megatron_reason.cli.tables import show_table
     from megatron_reason.logs import setup_logging
     from megatron_reason.report.page import build_report, headline_table
 
     setup_logging()
     page = build_report(folder)
+    table = headline_table(folder)
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "report": str(page)}, indent=2))
+        typer.echo(json.dumps(asdict(table) | {"report": str(page)}, indent=2))
     else:
-        table = headline_table(folder)
         show_table(folder.name, table.header, table.rows)
         typer.echo(f"Report: {page}")

@@ -119,7 +119,8 @@ def show(
 def doctor(as_json: Json = False) -> None:
     """Show versions, devices, and what is missing.
 
-    Each thing that is missing comes with the command that fixes it. Ends with exit code 1 if something that every run needs is missing.
+    Each thing that is missing comes with the command that fixes it. Ends with exit code 1 if
+    something that every run needs is missing.
 
     Example: mreason doctor
     """

@@ -67,15 +67,19 @@ def run(
 
     Example: mreason run examples/quickstart_cpu/oxa.yaml
     """
+    from megatron_reason.files import read_json
     from megatron_reason.logs import setup_logging
     from megatron_reason.pipeline.execute import execute
-    from megatron_reason.pipeline.plan import REPORT_PAGE
+    from megatron_reason.pipeline.plan import PLAN, REPORT_PAGE
 
     setup_logging()
     folder = execute(_load(config, overrides), from_=from_, to=to, only=only)
     page = folder / REPORT_PAGE
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "report": str(page)}, indent=2))
+        stages = read_json(folder / PLAN)
+        typer.echo(
+            json.dumps({"folder": str(folder), "report": str(page), "stages": stages}, indent=2)
+        )
     elif page.is_file():
         from megatron_reason.cli.tables import show_table
         from megatron_reason.report.page import headline_table

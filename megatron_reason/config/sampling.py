@@ -10,13 +10,13 @@ from megatron_reason.config.base import Strict
 class SamplingConfig(Strict):
     """Section `sampling`: one request's parameters."""
 
-    samples_per_prompt: int = Field(1, ge=1)
+    samples_per_prompt: int = Field(default=1, ge=1)
     """Responses drawn for each problem."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """Divides the logits; 0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Smallest probability mass of tokens sampled from; 1 samples from all."""
-    max_tokens: int = Field(512, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
     """Longest response in tokens; one that reaches it is marked truncated."""
     seed: int = 42
     """Seed of the first response; response i of problem j gets a seed derived from it."""
@@ -27,15 +27,15 @@ class EngineConfig(Strict):
 
     name: Literal["vllm", "transformers"] = "vllm"
     """vLLM in a process of its own, or transformers' `generate` where vLLM is not installed."""
-    max_model_len: int = Field(1024, ge=1)
+    max_model_len: int = Field(default=1024, ge=1)
     """Longest prompt plus response in tokens."""
-    max_num_seqs: int = Field(64, ge=1)
+    max_num_seqs: int = Field(default=64, ge=1)
     """Sequences decoded at once."""
-    kv_cache_mb: int = Field(512, ge=16)
+    kv_cache_mb: int = Field(default=512, ge=16)
     """Memory for keys and values in MiB (CPU engines)."""
-    gpu_memory_fraction: float = Field(0.85, gt=0, le=1)
+    gpu_memory_fraction: float = Field(default=0.85, gt=0, le=1)
     """Share of a GPU's memory that vLLM may take."""
-    start_timeout_s: float = Field(600, gt=0)
+    start_timeout_s: float = Field(default=600, gt=0)
     """Seconds an engine may take to start or to load weights."""
-    request_timeout_s: float = Field(1800, gt=0)
-    """Seconds one batch of prompts may take before the engine counts as hung."""
+    request_timeout_s: float = Field(default=1800, gt=0)
+    """Seconds without a finished prompt after which the engine counts as hung."""

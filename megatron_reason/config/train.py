@@ -11,9 +11,9 @@ from megatron_reason.config.parallel import ParallelConfig
 class BatchConfig(Strict):
     """Section `train.batch`. How many sequences an update takes is the method's to say."""
 
-    max_tokens_per_microbatch: int = Field(4096, ge=1)
+    max_tokens_per_microbatch: int = Field(default=4096, ge=1)
     """Tokens packed into one micro-batch; no sequence may be longer."""
-    max_sequences_per_microbatch: int | None = Field(None, ge=1)
+    max_sequences_per_microbatch: int | None = Field(default=None, ge=1)
     """Sequences packed into one micro-batch; 1 switches packing off, None sets no limit."""
 
 
@@ -22,37 +22,37 @@ class OptimConfig(Strict):
 
     lr: float = Field(..., gt=0)
     """Peak learning rate."""
-    min_lr: float = Field(0.0, ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
     """Rate at the last update of a decaying schedule."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up."""
-    warmup_fraction: float = Field(0.03, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
     """Share of the updates during which the rate rises from 0."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's decay rates of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """Adam's epsilon."""
-    clip_grad: float = Field(1.0, ge=0)
+    clip_grad: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
 
 
 class CheckpointConfig(Strict):
     """Section `train.checkpoint`."""
 
-    every: int = Field(50, ge=1)
+    every: int = Field(default=50, ge=1)
     """Updates between two checkpoints; the last update always writes one."""
-    keep: int = Field(1, ge=1)
+    keep: int = Field(default=1, ge=1)
     """Most recent checkpoints kept on disk."""
 
 
 class TrainConfig(Strict):
     """Section `train`."""
 
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     """Passes over the scarcest role of the table; this or `updates`."""
-    updates: int | None = Field(None, ge=1)
+    updates: int | None = Field(default=None, ge=1)
     """Optimizer updates; this or `epochs`."""
     batch: BatchConfig = BatchConfig()
     """Micro-batches."""
@@ -62,7 +62,7 @@ class TrainConfig(Strict):
     """Layout of the model over the processes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save and how much to keep."""
-    max_nonfinite_updates: int = Field(3, ge=0)
+    max_nonfinite_updates: int = Field(default=3, ge=0)
     """Consecutive updates with non-finite gradients that are skipped before the run stops."""
 
     @model_validator(mode="after")

@@ -46,13 +46,13 @@ class GaussianRule(PluginConfig):
     """Name of the rule."""
     mean: float = Field(..., gt=0)
     """Centre of the bell, as a perplexity."""
-    std: float = Field(0.25, gt=0)
+    std: float = Field(default=0.25, gt=0)
     """Standard deviation, in units of perplexity."""
-    low: float = Field(1.0, ge=0)
+    low: float = Field(default=1.0, ge=0)
     """Smallest perplexity considered."""
-    high: float = Field(5.0, gt=0)
+    high: float = Field(default=5.0, gt=0)
     """Largest perplexity considered."""
-    bin_width: float = Field(0.05, gt=0)
+    bin_width: float = Field(default=0.05, gt=0)
     """Width of the bins that quotas are computed for."""
     prefer: Prefer = "long"
     """Within a bin: longest responses first, shortest first, or any."""
@@ -89,7 +89,7 @@ class LowestRule(PluginConfig):
 
     name: Literal["lowest"] = "lowest"
     """Name of the rule."""
-    floor: float = Field(0.0, ge=0)
+    floor: float = Field(default=0.0, ge=0)
     """Responses below this perplexity are passed over; 1.2 keeps out degenerate repetition."""
 
     def choose(self, candidates: pl.DataFrame, wanted: Wanted) -> Choice:

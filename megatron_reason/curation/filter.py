@@ -33,13 +33,13 @@ class FilterConfig(StageConfig):
     """Kind of stage."""
     table: str
     """Stage whose samples are filtered."""
-    min_characters: int = Field(1, ge=1)
+    min_characters: int = Field(default=1, ge=1)
     """Shortest response kept."""
-    max_characters: int | None = Field(None, ge=1)
+    max_characters: int | None = Field(default=None, ge=1)
     """Longest response kept; None keeps any."""
     benchmarks: tuple[str, ...] = ()
     """Files of problems (any shape that `ingest` reads) that must not be trained on."""
-    max_overlap: float = Field(0.6, gt=0, le=1)
+    max_overlap: float = Field(default=0.6, gt=0, le=1)
     """Jaccard similarity of 5-grams from which a problem counts as one of `benchmarks`."""
     pass_rate: tuple[float, float] | None = None
     """Smallest and largest mean score of a problem's responses; None keeps all problems."""

@@ -34,7 +34,7 @@ class GenerateConfig(StageConfig):
     """Hugging Face folder of the model that answers; None takes the run's base model."""
     sampling: SamplingConfig = SamplingConfig()
     """How responses are drawn."""
-    max_problems: int | None = Field(None, ge=1)
+    max_problems: int | None = Field(default=None, ge=1)
     """First so many problems only; None takes all."""
 
     def inputs(self) -> tuple[str, ...]:

@@ -36,9 +36,9 @@ class GradeConfig(StageConfig):
     """Reward that grades them, as `mreason list rewards` prints it."""
     keep: Literal["all", "correct", "wrong"] = "all"
     """Rows passed on; `wrong` means known to be wrong, not that checking failed."""
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
     """Grading processes."""
-    deadline_s: float = Field(5.0, gt=0)
+    deadline_s: float = Field(default=5.0, gt=0)
     """Seconds one answer may take."""
 
     def inputs(self) -> tuple[str, ...]:

@@ -36,13 +36,13 @@ class IngestConfig(StageConfig):
     """Kind of stage."""
     source: str
     """`reasoning_gym:NAME`, a .jsonl, .json or .parquet file, or an `hf://datasets/...` parquet."""
-    size: int | None = Field(None, ge=1)
+    size: int | None = Field(default=None, ge=1)
     """Rows taken, from the start of a file; None takes the whole file, or 500 of reasoning-gym."""
     seed: int | None = None
     """Seed of generated problems and of the held-out split; None takes the run's."""
-    solutions_per_problem: int = Field(4, ge=1)
+    solutions_per_problem: int = Field(default=4, ge=1)
     """Most responses kept for one problem."""
-    heldout_fraction: float = Field(0.0, ge=0, lt=1)
+    heldout_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the families (of the problems, where a source has no families) that is held out."""
     origin: Literal["teacher", "expert"] = "teacher"
     """Who wrote the responses."""

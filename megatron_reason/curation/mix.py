@@ -39,7 +39,7 @@ class MixConfig(StageConfig):
     """Kind of stage."""
     tables: tuple[MixInput, ...] = Field(..., min_length=1)
     """Tables mixed, in this order."""
-    max_tokens: int = Field(4096, ge=2)
+    max_tokens: int = Field(default=4096, ge=2)
     """Longest sequence, prompt and response together."""
     overlong: Literal["drop", "refuse"] = "drop"
     """Set longer sequences aside, or stop."""

@@ -19,7 +19,7 @@ from megatron_reason.curation.base import Stage, StageConfig, StageContext, Stag
 from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.rewards.base import FAILED_STATUSES
 from megatron_reason.schema.batch import Role, TokenizedSample
-from megatron_reason.schema.records import Message, Status
+from megatron_reason.schema.records import Finish, Message, Status
 from megatron_reason.schema.tables import Kind, Quarantine, read_table, write_table
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class ScoreConfig(StageConfig):
     """Which verdicts to score; the other rows are left out of the table."""
     parallel: ParallelConfig = ParallelConfig()
     """Layout of the model over the processes."""
-    max_tokens: int = Field(32768, ge=2)
+    max_tokens: int = Field(default=32768, ge=2)
     """Longer responses are set aside."""
-    max_tokens_per_microbatch: int = Field(4096, ge=2)
+    max_tokens_per_microbatch: int = Field(default=4096, ge=2)
     """Tokens packed into one micro-batch; at least `max_tokens` is used."""
 
     def inputs(self) -> tuple[str, ...]:
@@ -138,5 +138,6 @@ def tokenize(row: dict[str, Any], template: Template, context: Context) -> Token
         ids = template.tokenizer(row["response"])["input_ids"]
         return TokenizedSample(row["sample_id"], Role.DEMO, tuple(ids), 1)
     prompt = template.prompt_ids([Message(**turn) for turn in row["messages"]])
-    response = template.response_ids(row["response"])
+    finished = row["finish"] != Finish.LENGTH
+    response = template.response_ids(row["response"], finished=finished)
     return TokenizedSample(row["sample_id"], Role.DEMO, (*prompt, *response), len(prompt))

@@ -40,11 +40,11 @@ class SelectConfig(StageConfig):
     """What training is to do with the selected responses."""
     count: int = Field(..., ge=1)
     """Responses wanted."""
-    per_problem: int = Field(1, ge=1)
+    per_problem: int = Field(default=1, ge=1)
     """Most responses to one problem."""
     where: Literal["correct", "wrong", "any"]
     """Verdict that makes a response eligible; `wrong` means known to be wrong."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     """Longest eligible response, in scored tokens."""
     rule: Rule
     """Which of the eligible responses are taken."""

@@ -31,11 +31,11 @@ class OXAConfig(MethodConfig):
 
     name: Literal["oxa"] = "oxa"
     """Name of the method."""
-    demos_per_update: int = Field(128, ge=1)
+    demos_per_update: int = Field(default=128, ge=1)
     """Sequences imitated per optimizer update."""
-    negatives_per_update: int = Field(128, ge=0)
+    negatives_per_update: int = Field(default=128, ge=0)
     """Sequences suppressed per optimizer update; 0 gives OXA-MLE."""
-    suppress_weight: float = Field(1e-4, ge=0)
+    suppress_weight: float = Field(default=1e-4, ge=0)
     """Weight of the unlikelihood term (alpha in eq. 5)."""
     clamp: Clamp = "official"
     """`official` stops the gradient above p = 1 - 1e-6, as released; `exact` does not."""

@@ -30,7 +30,7 @@ class SFTConfig(MethodConfig):
 
     name: Literal["sft"] = "sft"
     """Name of the method."""
-    demos_per_update: int = Field(128, ge=1)
+    demos_per_update: int = Field(default=128, ge=1)
     """Sequences imitated per optimizer update."""
     mean: Mean = "seq_mean_token_mean"
     """Aggregation of the cross-entropy over the global batch."""

@@ -129,8 +129,8 @@ def _stage(model: nn.Module) -> Stage:
     return inner
 
 
-def _block_spec(transformer: TransformerConfig, shape: Shape) -> Any:  # noqa: ANN401 - Megatron's type for it is too narrow
-    """Megatron's local layers with our attention and norms."""
+def _block_spec(transformer: TransformerConfig, shape: Shape) -> Any:  # noqa: ANN401
+    """Megatron's local layers with our attention and norms; its own type for it is too narrow."""
     layer: Any = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.qk_norm)
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm

@@ -210,13 +210,14 @@ def _copy_other_files(source: Path, folder: Path, overrides: Mapping[str, object
 
 def _override(config: dict[str, Any], key: str, value: object) -> None:
     """Set `key` wherever the checkpoint keeps it: at the top, among the rotary parameters, both."""
-    rope = config.get("rope_parameters")
-    in_rope = key == "rope_theta" and isinstance(rope, dict)
-    if in_rope:
+    rope: dict[str, Any] | None = config.get("rope_parameters")
+    if key == "rope_theta" and rope is not None:
         rope[key] = value
-    if key in config or (key == "rope_theta" and not in_rope):
+        if key in config:
+            config[key] = value
+    elif key == "rope_theta" or key in config:
         config[key] = value
-    elif not in_rope:
+    else:
         raise ConversionError(
             "config.json", f"there is no key '{key}' to override.", "Check the key's spelling."
         )

@@ -92,7 +92,7 @@ def token_stats_from_logits(  # noqa: PLR0913 - the public signature other code 
     """
     spec = _Head(tp_group, vocab_size, temperature, options)
     if _chosen(backend) == "reference":
-        return _reference(_widen(logits) / temperature, target, spec)
+        return _reference(logits, target, spec)
     return TokenStats(*_LogitsStats.apply(logits, target, spec))
 
 
@@ -111,7 +111,7 @@ class _HeadStats(torch.autograd.Function):
         budget = spec.options.saved_logits_bytes if ctx.needs_input_grad[0] else 0
         for hidden_CD, target_C in _chunks(spec, hidden_TD, target_T):
             logits_CV = _head(hidden_CD, weight_VD, spec)
-            parts.append(row_stats(logits_CV, target_C, shard))
+            parts.append(row_stats(logits_CV, target_C, shard, spec.temperature))
             budget -= logits_CV.nbytes
             kept.append(logits_CV if budget >= 0 else None)
         stats = _concatenated(parts, hidden_TD)
@@ -140,7 +140,8 @@ class _HeadStats(torch.autograd.Function):
             grad_CV = row_gradient(
                 logits_CV, target_T[rows], shard, RowStats(*(value[rows] for value in saved)),
                 grad_logprob_T[rows], None if grad_entropy_T is None else grad_entropy_T[rows],
-            ).div_(spec.temperature)  # fmt: skip
+                spec.temperature,
+            )  # fmt: skip
             operand = wide if spec.options.fp32_logits else hidden_TD.dtype
             grad_CV = grad_CV.to(operand)
             grad_hidden_TD[rows] = grad_CV @ weight_VD.to(operand)
@@ -155,7 +156,7 @@ class _LogitsStats(torch.autograd.Function):
     def forward(ctx: Any, logits_TV: Tensor, target_T: Tensor, spec: _Head):  # noqa: ANN205, ANN401
         shard = VocabShard.of(logits_TV.shape[1], spec.vocab_size, spec.tp_group)
         parts = [
-            row_stats(_widen(logits_CV) / spec.temperature, target_C, shard)
+            row_stats(logits_CV, target_C, shard, spec.temperature)
             for logits_CV, target_C in _chunks(spec, logits_TV, target_T)
         ]
         stats = _concatenated(parts, logits_TV)
@@ -171,14 +172,10 @@ class _LogitsStats(torch.autograd.Function):
         logits_TV, target_T, *saved = ctx.saved_tensors
         spec: _Head = ctx.spec
         grad_logprob_T, grad_entropy_T = _cotangents(grads, saved[0])
-        grad_TV = torch.empty_like(logits_TV)
-        for begin in range(0, len(target_T), spec.options.tokens_per_chunk):
-            rows = slice(begin, begin + spec.options.tokens_per_chunk)
-            grad_TV[rows] = row_gradient(
-                _widen(logits_TV[rows]) / spec.temperature, target_T[rows], ctx.shard,
-                RowStats(*(value[rows] for value in saved)), grad_logprob_T[rows],
-                None if grad_entropy_T is None else grad_entropy_T[rows],
-            ).div_(spec.temperature)  # fmt: skip
+        grad_TV = row_gradient(
+            logits_TV, target_T, ctx.shard, RowStats(*saved), grad_logprob_T, grad_entropy_T,
+            spec.temperature,
+        )  # fmt: skip
         return grad_TV, None, None
 
 
@@ -200,6 +197,7 @@ class _SumGradient(torch.autograd.Function):
 
 def _reference(logits_TV: Tensor, target_T: Tensor, spec: _Head) -> TokenStats:
     """Plain autograd over the whole vocabulary; other ranks' columns enter as constants."""
+    logits_TV = _widen(logits_TV) / spec.temperature
     full_TV = _gathered(logits_TV, spec.tp_group)[:, : spec.vocab_size]
     logprob_TV = torch.log_softmax(full_TV, dim=1)
     prob_TV = logprob_TV.exp()
@@ -217,11 +215,10 @@ def _gathered(logits_TV: Tensor, group: "ProcessGroup | None") -> Tensor:
 
 
 def _head(hidden_TD: Tensor, weight_VD: Tensor, spec: _Head) -> Tensor:
-    """[T, V] tempered logits, widened to float32 (float64 stays)."""
+    """[T, V] logits at temperature 1, in the operands' type, or float32 if asked for."""
     if spec.options.fp32_logits:
         hidden_TD, weight_VD = _widen(hidden_TD), _widen(weight_VD)
-    logits_TV = _widen(hidden_TD @ weight_VD.T)
-    return logits_TV if spec.temperature == 1.0 else logits_TV / spec.temperature
+    return hidden_TD @ weight_VD.T
 
 
 def _chunks(spec: _Head, rows: Tensor, target_T: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ Source: METHODS 10.1-10.2 (the primitive and its gradient). The entropies merge 
 H = sum_r w_r (H_r + lse - lse_r), which never subtracts large numbers. Not here: the LM head.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+_SLAB_ELEMENTS = 1 << 20
+"""Logits worked on at once on a CPU: 4 MiB in float32. Out of cache every pass costs 5 times more."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,22 @@ class RowStats:
         return self.target_logit_T - self.lse_T
 
 
-def row_stats(logits_TV: Tensor, target_T: Tensor, shard: VocabShard) -> RowStats:
+def row_stats(
+    logits_TV: Tensor, target_T: Tensor, shard: VocabShard, temperature: float = 1.0
+) -> RowStats:
     """Statistics of each row, merged over the shard's group.
 
     Args:
-        logits_TV: [T, V] float32 or float64, this rank's columns.
+        logits_TV: [T, V] any floating type, this rank's columns; computed on in float32 or wider.
         target_T: [T] int64, global column of the target.
         shard: which columns these are.
+        temperature: divides the logits.
     """
-    local = _local_stats(logits_TV[:, : shard.num_valid], target_T, shard)
+    parts = [
+        _local_stats(_prepared(slab, shard, temperature), target, shard)
+        for slab, target in _slabs(logits_TV, target_T)
+    ]
+    local = torch.cat(parts, dim=1) if parts else logits_TV.new_zeros(3, 0, dtype=_wide(logits_TV))
     if shard.group is None:
         return RowStats(*local.unbind())
     gathered = [torch.empty_like(local) for _ in range(shard.group.size())]
@@ -82,31 +93,65 @@ def row_stats(logits_TV: Tensor, target_T: Tensor, shard: VocabShard) -> RowStat
     return _merge(torch.stack(gathered, dim=1))
 
 
-def row_gradient(
+def row_gradient(  # noqa: PLR0913 - rows, their statistics and their cotangents
     logits_TV: Tensor, target_T: Tensor, shard: VocabShard, stats: RowStats,
-    grad_logprob_T: Tensor, grad_entropy_T: Tensor | None,
+    grad_logprob_T: Tensor, grad_entropy_T: Tensor | None, temperature: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """d(loss)/d(logits) of this shard; needs no communication.
 
     Returns:
-        [T, V], dtype of the logits: g_lp (1[j = x] - p_j) - g_H p_j (log p_j + H), 0 for padding.
+        [T, V], dtype of the logits: (g_lp (1[j = x] - p_j) - g_H p_j (log p_j + H)) / temperature,
+        0 for padding.
 
     Source: METHODS 10.1.
     """
-    logprob_TV = logits_TV[:, : shard.num_valid] - stats.lse_T[:, None]
+    grad_TV = torch.empty_like(logits_TV)
+    begin = 0
+    for slab, target in _slabs(logits_TV, target_T):
+        rows = slice(begin, begin + len(slab))
+        values = _prepared(slab, shard, temperature)
+        entropy = None if grad_entropy_T is None else (stats.entropy_T[rows], grad_entropy_T[rows])
+        part = _slab_gradient(values, stats.lse_T[rows], grad_logprob_T[rows], entropy)
+        if shard.num_valid:
+            column, is_here = shard.local_target(target)
+            part.scatter_add_(1, column[:, None], (grad_logprob_T[rows] * is_here)[:, None])
+        grad_TV[rows, : shard.num_valid] = part if temperature == 1.0 else part / temperature
+        begin += len(slab)
+    grad_TV[:, shard.num_valid :] = 0
+    return grad_TV
+
+
+def _slab_gradient(
+    logits_TV: Tensor, lse_T: Tensor, grad_logprob_T: Tensor,
+    entropy: tuple[Tensor, Tensor] | None,
+) -> Tensor:  # fmt: skip
+    """The part of the gradient that every column has; `entropy` is H and its cotangent."""
+    logprob_TV = logits_TV - lse_T[:, None]
     prob_TV = logprob_TV.exp()
-    if grad_entropy_T is None:
-        grad_TV = prob_TV.mul_(-grad_logprob_T[:, None])
-    else:
-        factor_TV = logprob_TV.add_(stats.entropy_T[:, None]).mul_(grad_entropy_T[:, None])
-        grad_TV = prob_TV.mul_(factor_TV.add_(grad_logprob_T[:, None]).neg_())
-        # p = 0 at a logit of -inf: 0 x -inf is NaN, and the limit is 0.
-        grad_TV.nan_to_num_(nan=0.0)
-    column_T, is_here_T = shard.local_target(target_T)
-    if shard.num_valid:
-        grad_TV.scatter_add_(1, column_T[:, None], (grad_logprob_T * is_here_T)[:, None])
-    padding = logits_TV.shape[1] - shard.num_valid
-    return torch.nn.functional.pad(grad_TV, (0, padding)) if padding else grad_TV
+    if entropy is None:
+        return prob_TV.mul_(-grad_logprob_T[:, None])
+    entropy_T, grad_entropy_T = entropy
+    factor_TV = logprob_TV.add_(entropy_T[:, None]).mul_(grad_entropy_T[:, None])
+    # p = 0 at a logit of -inf: 0 x -inf is NaN, and the limit is 0.
+    return prob_TV.mul_(factor_TV.add_(grad_logprob_T[:, None]).neg_()).nan_to_num_(nan=0.0)
+
+
+def _slabs(logits_TV: Tensor, target_T: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows in pieces that a core's cache holds; all at once where there are thousands of cores."""
+    rows = len(logits_TV)
+    if logits_TV.device.type == "cpu":
+        rows = max(1, _SLAB_ELEMENTS // max(logits_TV.shape[1], 1))
+    yield from zip(logits_TV.split(max(rows, 1)), target_T.split(max(rows, 1)), strict=True)
+
+
+def _prepared(logits_TV: Tensor, shard: VocabShard, temperature: float) -> Tensor:
+    """Real columns, widened, tempered."""
+    values_TV = logits_TV[:, : shard.num_valid].to(_wide(logits_TV))
+    return values_TV if temperature == 1.0 else values_TV / temperature
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _local_stats(logits_TV: Tensor, target_T: Tensor, shard: VocabShard) -> Tensor:

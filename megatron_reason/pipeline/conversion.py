@@ -7,7 +7,7 @@ in the asked layout. Not here: the conversion (`models`).
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,8 +25,11 @@ from megatron_reason.logs import setup_logging
 from megatron_reason.models.architecture import read_architecture
 from megatron_reason.models.divisibility import check_topology
 from megatron_reason.models.sources import resolve_model
+from megatron_reason.pipeline.parity import largest_gap
 
 _WEIGHTS = "*.safetensors"
+_LARGEST_GAP = 1e-3
+_REPORT_IT = "Report the model's config.json; do not train this model."
 
 
 class ConversionSettings(Strict):
@@ -61,6 +64,9 @@ class Comparison:
     """Other files that are the same byte for byte."""
     differences: tuple[str, ...]
     """Tensors and files that differ, or are in one folder only."""
+    largest_logprob_gap: float | None = None
+    """Largest difference of a token's log-probability between Megatron and transformers, both in
+    float32, in nats; None where it was not measured."""
 
 
 def bring_in(source: str, target: Path) -> None:
@@ -97,11 +103,7 @@ def convert(source: Path, target: Path, overrides: Sequence[str]) -> None:
         TopologyError: sizes that the layout cannot split.
         LaunchError: workers that did not end well.
     """
-    hf_config, _ = read_architecture(source)
-    dtype = str(read_json(source / "config.json").get("dtype") or hf_config.dtype)
-    presets = [f"model.path={source}", f"model.dtype={dtype.removeprefix('torch.')}"]
-    settings = load_config(None, [*presets, *overrides], ConversionSettings)
-    check_topology(hf_config, settings.parallel)
+    settings = _settings(source, overrides)
     job = ConversionJob(source=source, target=target, settings=settings)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "conversion.json"
@@ -119,24 +121,38 @@ def convert(source: Path, target: Path, overrides: Sequence[str]) -> None:
 
 
 def verify(source: Path, overrides: Sequence[str]) -> Comparison:
-    """Compare `source` with itself after a round trip through a Megatron model.
+    """Compare `source` with itself after a round trip, and Megatron's answers with transformers'.
 
     Raises:
-        ConversionError: a tensor or file came back changed.
+        ConversionError: a tensor or file came back changed, or the two compute different things.
         ReasonError: whatever `convert` raises.
     """
     with TemporaryDirectory() as folder:
         target = Path(folder) / source.resolve().name
         convert(source, target, overrides)
         comparison = compare(source, target)
+        settings = _settings(source, overrides)
+        gap = largest_gap(
+            source,
+            settings.parallel,
+            threads_per_process=settings.threads_per_process,
+            log_file=Path(folder) / "parity.log",
+        )
     if comparison.differences:
         shown = ", ".join(comparison.differences[:5])
         raise ConversionError(
             str(source),
             f"{len(comparison.differences)} tensors or files came back changed: {shown}.",
-            "Report the model's config.json; do not train this model.",
+            _REPORT_IT,
         )
-    return comparison
+    if not gap < _LARGEST_GAP:
+        raise ConversionError(
+            str(source),
+            f"Megatron and transformers differ by {gap:.2g} nats in a token's log-probability; "
+            f"rounding in float32 stays below {_LARGEST_GAP:g}.",
+            _REPORT_IT,
+        )
+    return replace(comparison, largest_logprob_gap=gap)
 
 
 def compare(left: Path, right: Path) -> Comparison:
@@ -150,6 +166,16 @@ def compare(left: Path, right: Path) -> Comparison:
         num_files=sum(other_files.get(name) == digest for name, digest in files.items()),
         differences=tuple(name for name in names if both[0].get(name) != both[1].get(name)),
     )
+
+
+def _settings(source: Path, overrides: Sequence[str]) -> ConversionSettings:
+    """What `overrides` say, with the data type of `source`; refuses layouts that do not fit."""
+    hf_config, _ = read_architecture(source)
+    dtype = str(read_json(source / "config.json").get("dtype") or hf_config.dtype)
+    presets = [f"model.path={source}", f"model.dtype={dtype.removeprefix('torch.')}"]
+    settings = load_config(None, [*presets, *overrides], ConversionSettings)
+    check_topology(hf_config, settings.parallel)
+    return settings
 
 
 def _tensor_digests(folder: Path) -> dict[str, str]:

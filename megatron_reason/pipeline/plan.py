@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_reason import __version__
-from megatron_reason.curation.base import build_stage
+from megatron_reason.config.sampling import SamplingConfig
+from megatron_reason.curation.base import StageConfig, build_stage
 from megatron_reason.errors import ConfigError
 from megatron_reason.files import hash_file, hash_text, write_json
 from megatron_reason.models.architecture import read_architecture
@@ -134,7 +135,7 @@ class _Planner:
             yield self._planned(
                 stage.name,
                 ("curate", stage.stage, None),
-                {"stage": settings, "files": _files_named(settings)},
+                {"stage": settings, "files": _files_named(settings), **self._engine_of(stage)},
                 stage.inputs(),
             )
         if config.eval is not None and config.eval.include_base:
@@ -165,9 +166,18 @@ class _Planner:
         return self._planned(
             eval_name(variant),
             ("eval", "eval", variant),
-            {"eval": settings, "engine": config.engine.name},
+            {"eval": settings, **self._engine()},
             (*table, *model),
         )
+
+    def _engine_of(self, stage: StageConfig) -> dict[str, object]:
+        """The engine, for stages that draw text: those with sampling parameters."""
+        draws_text = any(isinstance(value, SamplingConfig) for _, value in stage)
+        return self._engine() if draws_text else {}
+
+    def _engine(self) -> dict[str, object]:
+        engine = self._config.engine
+        return {"engine": engine.name, "max_model_len": engine.max_model_len}
 
     def _planned(
         self,

@@ -1,180 +1,326 @@
 """Tables -> figures, as pure functions; the only importer of matplotlib.
 
-Each function takes what it draws and returns a `Figure`, or None when there is nothing to draw.
-Colours are Okabe and Ito's, told apart by people with any colour vision; a variant keeps its colour
-in every picture. Not here: files and pages (`page.py`).
+Every figure is one panel, sized to be read at the width of a phone; pages put panels side by side
+where there is room. A model keeps its colour, line and marker in every panel, and the colours
+(Okabe and Ito's) can be told apart with any colour vision. Functions return None when there is
+nothing to draw. Not here: files and pages (`page.py`).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from megatron_reason.report.run_data import Variant
+from megatron_reason.evaluation.summary import EvalSummary
+from megatron_reason.report.run_data import BASE, Selection
 
-mpl.use("Agg")
+__all__ = [
+    "Figure",
+    "Look",
+    "as_png",
+    "distributions",
+    "lengths_by_verdict",
+    "looks",
+    "pass_at_k_curves",
+    "training_curve",
+]
 
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
-_NEUTRAL = "#8A8F98"
+P = ParamSpec("P")
+
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_INK, _SOFT, _POOL = "#1B1F24", "#5B6470", "#C9CED6"
+_RIGHT, _WRONG = "#0072B2", "#D55E00"
+_WIDTH_IN = 5.0
+_NUM_BINS = 24
+_SHOWN_SHARE = 0.98
+_FEW_POINTS = 30
 _STYLE = {
-    "font.size": 10,
+    "font.size": 11,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _SOFT,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#E4E7EB",
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "text.color": _INK,
     "legend.frameon": False,
-    "figure.dpi": 130,
+    "legend.fontsize": 10,
+    "figure.dpi": 160,
+    "figure.constrained_layout.use": True,
 }
 
 
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """Colour of each variant; `base` is grey."""
-    others = [name for name in names if name != "base"]
-    chosen = {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(others)}
-    return chosen | {"base": _NEUTRAL}
+@dataclass(frozen=True)
+class Look:
+    """How one model is drawn."""
+
+    color: str
+    linestyle: Any
+    marker: str
 
 
-def selection_distributions(
-    pool: pl.DataFrame, selected: Mapping[str, pl.DataFrame], target: Mapping[str, Any] | None
+def looks(models: Sequence[str]) -> dict[str, Look]:
+    """Look of each model; the base model is grey."""
+    trained = [name for name in models if name != BASE]
+    chosen = {
+        name: Look(*(options[i % len(options)] for options in (_PALETTE, _LINES, _MARKERS)))
+        for i, name in enumerate(trained)
+    }
+    return chosen | {BASE: Look(_SOFT, "-", "x")}
+
+
+def _styled(draw: Callable[P, Figure | None]) -> Callable[P, Figure | None]:
+    """Draw under this module's style, leaving matplotlib's global settings alone."""
+
+    @wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure | None:
+        with mpl.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+@_styled
+def distributions(
+    selections: Sequence[Selection], column: str, models: Sequence[str]
 ) -> Figure | None:
-    """Perplexity and length before and after selection (OXA, Figure 2a).
+    """One strip per candidate pool and per selection of it, on one axis (OXA, Figure 2a).
+
+    Each strip is a histogram scaled to its own height, its median a tick; what lies beyond the
+    axis is counted in the last bin. A selection's pool is outlined behind it, and the distribution
+    that it aimed at drawn over it if the column is `ppl`.
 
     Args:
-        pool: candidates with `ppl` and `num_tokens`.
-        selected: what each selection took.
-        target: `selection.json` of the Gaussian, whose target counts are drawn.
+        selections: what was selected from what.
+        column: `ppl` or `num_tokens`.
+        models: all models of the run, for their colours.
     """
-    pool = pool.filter(pl.col("ppl").is_not_null())
-    if pool.is_empty():
+    strips = _strips(selections, models)
+    if not strips:
         return None
-    colour = colours(list(selected))
-    figure, axes = _axes(1, 2, height=3.4)
-    for ax, column, label in zip(
-        axes, ("ppl", "num_tokens"), ("perplexity under the base model", "tokens"), strict=True
-    ):
-        values = pool[column].to_numpy()
-        edges = np.histogram_bin_edges(np.clip(values, None, np.quantile(values, 0.98)), bins=28)
-        ax.hist(values, bins=edges.tolist(), color="#DADDE2", label=f"candidates ({len(pool)})")
-        for name, rows in selected.items():
-            ax.hist(
-                rows[column].to_numpy(), bins=edges.tolist(), histtype="step", linewidth=1.8,
-                color=colour[name], label=f"{name} ({len(rows)})",
-            )  # fmt: skip
-        ax.set_xlabel(label)
-    axes[0].set_ylabel("responses")
-    if target and target.get("edges"):
-        edges, wanted = np.array(target["edges"]), np.array(target["target"], dtype=float)
-        middles = (edges[:-1] + edges[1:]) / 2
-        axes[0].plot(middles, wanted, "k.:", linewidth=1, markersize=4, label="Gaussian target")
-    axes[0].legend(fontsize=8)
+    values = np.concatenate([strip.rows[column].to_numpy().astype(float) for strip in strips])
+    edges = np.linspace(
+        values.min(), max(np.quantile(values, _SHOWN_SHARE), values.min() + 1e-6), _NUM_BINS + 1
+    )
+    figure = Figure(figsize=(_WIDTH_IN, 0.6 + 0.72 * len(strips)))
+    axes: list[Axes] = list(figure.subplots(len(strips), 1, sharex=True, squeeze=False)[:, 0])
+    for ax, strip in zip(axes, strips, strict=True):
+        _draw_strip(ax, strip, column, edges)
+    axes[-1].set_xlabel("perplexity under the base model" if column == "ppl" else "response tokens")
+    axes[-1].spines["bottom"].set_visible(True)
+    axes[-1].tick_params(axis="x", length=3)
     return figure
 
 
-def loss_curves(variants: Sequence[Variant]) -> Figure | None:
-    """Each part of the loss over the updates, one line per variant."""
-    return _curves(variants, {"train/ce": "cross-entropy (nats)", "train/ul": "unlikelihood (nats)"})
+@_styled
+def training_curve(
+    training: Mapping[str, pl.DataFrame], metric: str, title: str, models: Sequence[str]
+) -> Figure | None:
+    """One metric over the updates, a line per variant that has it.
 
-
-def entropy_curves(variants: Sequence[Variant]) -> Figure | None:
-    """Entropy on imitated and on suppressed tokens over the updates."""
-    titles = {
-        "train/entropy_demo": "entropy on imitated tokens (nats)",
-        "train/entropy_negative": "entropy on suppressed tokens (nats)",
+    Args:
+        training: metrics of each variant, with a column `step`.
+        metric: column to draw.
+        title: what it is, with its unit.
+        models: all models of the run, for their looks.
+    """
+    lines = {
+        name: frame.select("step", metric).drop_nulls()
+        for name, frame in training.items()
+        if metric in frame.columns
     }
-    return _curves(variants, titles)
-
-
-def optimizer_curves(variants: Sequence[Variant]) -> Figure | None:
-    """Learning rate and gradient norm over the updates."""
-    return _curves(variants, {"train/lr": "learning rate", "train/grad_norm": "gradient norm"})
-
-
-def pass_at_k_curves(variants: Sequence[Variant]) -> Figure | None:
-    """pass@k against k with interval bands (OXA, Figure 3)."""
-    curves = {v.name: _pass_at_k(v) for v in variants if _pass_at_k(v)}
-    if not curves:
+    lines = {name: line for name, line in lines.items() if not line.is_empty()}
+    if not lines:
         return None
-    colour = colours([v.name for v in variants])
-    figure, (ax,) = _axes(1, 1, height=3.6)
-    for name, points in curves.items():
-        ks = [k for k, *_ in points]
-        ax.plot(ks, [p[1] for p in points], "o-", color=colour[name], label=name, markersize=4)
-        low, high = [p[2] for p in points], [p[3] for p in points]
-        ax.fill_between(ks, low, high, color=colour[name], alpha=0.12, linewidth=0)
+    look = looks(models)
+    figure = Figure(figsize=(_WIDTH_IN, 3.3))
+    ax = figure.subplots()
+    for name, line in lines.items():
+        ax.plot(
+            line["step"], line[metric], label=name, linewidth=1.8, markersize=4,
+            color=look[name].color, linestyle=look[name].linestyle,
+            marker=look[name].marker if len(line) <= _FEW_POINTS else None,
+        )  # fmt: skip
+    ax.set_title(title)
+    ax.set_xlabel("update")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    _legend_below(figure)
+    return figure
+
+
+@_styled
+def pass_at_k_curves(
+    summaries: Mapping[str, EvalSummary], title: str, models: Sequence[str]
+) -> Figure | None:
+    """pass@k against k, with interval bands, a line per model (OXA, Figure 3).
+
+    Args:
+        summaries: evaluation of each model.
+        title: name of the problem set.
+        models: all models of the run, for their looks.
+    """
+    if not summaries:
+        return None
+    look = looks(models)
+    figure = Figure(figsize=(_WIDTH_IN, 3.8))
+    ax = figure.subplots()
+    ticks: set[int] = set()
+    for name, summary in summaries.items():
+        points = sorted(
+            (int(key.removeprefix("pass@")), e.value, e.low, e.high)
+            for key, e in summary.metrics.items()
+            if key.startswith("pass@")
+        )
+        ks, value, low, high = (
+            np.array(numbers, dtype=float) for numbers in zip(*points, strict=True)
+        )
+        color = look[name].color
+        ax.fill_between(ks, 100 * low, 100 * high, color=color, alpha=0.1, linewidth=0)
+        ax.plot(
+            ks, 100 * value, color=color, label=name, linewidth=1.8, markersize=5,
+            linestyle=look[name].linestyle, marker=look[name].marker,
+        )  # fmt: skip
+        ticks |= {int(k) for k in ks}
     ax.set_xscale("log", base=2)
-    ticks = sorted({k for points in curves.values() for k, *_ in points})
-    ax.set_xticks(ticks, [str(k) for k in ticks])
+    ax.set_xticks(sorted(ticks), [str(k) for k in sorted(ticks)])
+    ax.minorticks_off()
     ax.set_ylim(bottom=0)
+    ax.set_title(f"{title}: pass@k (%)")
     ax.set_xlabel("k")
-    ax.set_ylabel("pass@k")
-    ax.legend(fontsize=8)
+    _legend_below(figure)
     return figure
 
 
-def lengths_by_verdict(variants: Sequence[Variant]) -> Figure | None:
-    """Mean tokens of right and of wrong answers per variant (LESE, Table 2)."""
-    answered = [v for v in variants if v.generations is not None]
-    if not answered:
+@_styled
+def lengths_by_verdict(generations: Mapping[str, pl.DataFrame], title: str) -> Figure | None:
+    """Lengths of right and of wrong answers, two boxes per model (LESE, Table 2).
+
+    Args:
+        generations: graded answers of each model.
+        title: name of the problem set.
+    """
+    if not generations:
         return None
-    figure, (ax,) = _axes(1, 1, height=3.2)
-    places = np.arange(len(answered))
-    for shift, (label, is_right, shade) in enumerate(
-        (("right", True, "#009E73"), ("wrong", False, "#D55E00"))
-    ):
-        means, counts = _mean_lengths(answered, is_right=is_right)
-        bars = ax.bar(places + (shift - 0.5) * 0.38, means, 0.36, color=shade, label=label)
-        ax.bar_label(bars, [f"n={n}" for n in counts], fontsize=7, padding=2)
-    ax.set_xticks(places, [v.name for v in answered])
-    ax.set_ylabel("tokens per answer")
-    ax.grid(axis="x", visible=False)
-    ax.legend(fontsize=8)
+    figure = Figure(figsize=(_WIDTH_IN, 1.0 + 0.62 * len(generations)))
+    ax = figure.subplots()
+    for place, frame in enumerate(generations.values()):
+        is_right = frame["score"] > 0
+        for shift, color, rows in (
+            (-0.19, _RIGHT, frame.filter(is_right)),
+            (0.19, _WRONG, frame.filter(~is_right)),
+        ):
+            _draw_box(ax, place + shift, rows["num_tokens"], color)
+    ax.set_yticks(range(len(generations)), list(generations))
+    ax.invert_yaxis()
+    ax.set_xlim(left=0)
+    ax.margins(x=0.15)
+    ax.grid(axis="y", visible=False)
+    ax.set_title(f"{title}: tokens per answer")
+    for color, label in ((_RIGHT, "right"), (_WRONG, "wrong")):
+        ax.plot([], [], "s", color=color, label=label)
+    _legend_below(figure)
     return figure
 
 
-def _curves(variants: Sequence[Variant], titles: Mapping[str, str]) -> Figure | None:
-    trained = {v.name: v.metrics for v in variants if v.metrics is not None}
-    shown = [m for m in titles if any(m in frame.columns for frame in trained.values())]
-    if not shown:
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """One histogram of `distributions`."""
+
+    label: str
+    color: str
+    rows: pl.DataFrame
+    behind: pl.DataFrame | None = None
+    target: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    """Middles of bins, and the density aimed at."""
+
+
+def _strips(selections: Sequence[Selection], models: Sequence[str]) -> list[_Strip]:
+    look = looks(models)
+    strips: list[_Strip] = []
+    for pool in dict.fromkeys(selection.pool for selection in selections):
+        of_pool = [s for s in selections if s.pool == pool and not s.rows.is_empty()]
+        candidates = next((s.candidates for s in of_pool if not s.candidates.is_empty()), None)
+        if candidates is not None:
+            strips.append(_Strip(f"{pool}: {len(candidates)} candidates", _POOL, candidates))
+        for selection in of_pool:
+            color = look[selection.variants[-1]].color if selection.variants else _INK
+            users = f" for {', '.join(selection.variants)}" if selection.variants else ""
+            kind = " errors" if selection.role == "negative" else ""
+            label = f"{selection.name}: {len(selection.rows)}{kind}{users}"
+            strips.append(_Strip(label, color, selection.rows, candidates, _density(selection)))
+    return strips
+
+
+def _density(selection: Selection) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    if selection.target is None or not sum(selection.target.counts):
         return None
-    colour = colours([v.name for v in variants])
-    figure, axes = _axes(1, len(shown), height=3.2)
-    for ax, metric in zip(axes, shown, strict=True):
-        for name, frame in trained.items():
-            if metric in frame.columns:
-                rows = frame.select("step", metric).drop_nulls()
-                ax.plot(rows["step"], rows[metric], color=colour[name], label=name, linewidth=1.6)
-        ax.set_xlabel("update")
-        ax.set_title(titles[metric], fontsize=10, loc="left")
-    axes[0].legend(fontsize=8)
-    return figure
+    edges, counts = np.array(selection.target.edges), np.array(selection.target.counts, dtype=float)
+    return (edges[:-1] + edges[1:]) / 2, counts / (counts.sum() * np.diff(edges))
 
 
-def _pass_at_k(variant: Variant) -> list[tuple[int, float, float, float]]:
-    points = [
-        (int(name.removeprefix("pass@")), e.value, e.low, e.high)
-        for name, e in variant.summary.items()
-        if name.startswith("pass@")
-    ]
-    return sorted(points)
+def _draw_strip(ax: Axes, strip: _Strip, column: str, edges: NDArray[np.float64]) -> None:
+    def clipped(rows: pl.DataFrame) -> NDArray[np.float64]:
+        return np.clip(rows[column].to_numpy().astype(float), edges[0], edges[-1])
+
+    bins = edges.tolist()
+    if strip.behind is not None:
+        ax.hist(clipped(strip.behind), bins=bins, density=True, color=_POOL, alpha=0.55)
+    ax.hist(
+        clipped(strip.rows), bins=bins, density=True, color=strip.color, alpha=0.85,
+        histtype="stepfilled",
+    )  # fmt: skip
+    if strip.target is not None and column == "ppl":
+        ax.plot(*strip.target, color=_INK, linewidth=1.4, linestyle="--")
+    median = float(np.median(strip.rows[column].to_numpy()))
+    ax.plot([min(median, edges[-1])], [0], "^", color=_INK, markersize=6, clip_on=False, zorder=5)
+    ax.set_title(f"{strip.label}, median {median:.3g}", fontsize=10, pad=2)
+    ax.set_yticks([])
+    ax.tick_params(axis="x", length=0)
+    ax.grid(visible=False)
+    ax.spines["left"].set_visible(False)
 
 
-def _mean_lengths(variants: Sequence[Variant], *, is_right: bool) -> tuple[list[float], list[int]]:
-    means: list[float] = []
-    counts: list[int] = []
-    for variant in variants:
-        assert variant.generations is not None, "only answered variants are drawn"
-        chosen = variant.generations.filter((pl.col("score") > 0) == is_right)["num_tokens"]
-        means.append(float(chosen.sum()) / len(chosen) if len(chosen) else 0.0)
-        counts.append(len(chosen))
-    return means, counts
+def _draw_box(ax: Axes, place: float, lengths: pl.Series, color: str) -> None:
+    if lengths.is_empty():
+        return
+    tokens = lengths.to_numpy()
+    drawn = ax.boxplot(
+        tokens, positions=[place], widths=0.3, orientation="horizontal", whis=(5, 95),
+        showfliers=False, patch_artist=True, manage_ticks=False,
+        medianprops={"color": "white", "linewidth": 2},
+    )  # fmt: skip
+    for part in (*drawn["boxes"], *drawn["whiskers"], *drawn["caps"]):
+        part.set_color(color)
+    end = float(np.quantile(tokens, 0.95))
+    ax.annotate(
+        f"n = {len(tokens)}", (end, place), xytext=(5, 0), textcoords="offset points",
+        va="center", fontsize=9, color=_SOFT,
+    )  # fmt: skip
 
 
-def _axes(rows: int, columns: int, *, height: float) -> tuple[Figure, list[Axes]]:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
-        return figure, list(np.ravel(figure.subplots(rows, columns)))
+def _legend_below(figure: Figure) -> None:
+    handles, _ = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(loc="outside lower center", ncols=min(len(handles), 3), columnspacing=1.4)

@@ -1,72 +1,91 @@
-"""One self-contained HTML page per run, its markdown twin, and the headline table.
+"""One self-contained HTML page per run, and its markdown twin.
 
-Reads the run folder alone and loads nothing from a network. Not here: drawing (`figures.py`) and
-reading (`run_data.py`).
+Reads the run folder alone; the page loads nothing from anywhere. Not here: drawing (`figures.py`),
+reading (`run_data.py`), the headline table (`table.py`) and the page's looks (`page.html.j2`).
 """
 
 import base64
-import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment
-from matplotlib.figure import Figure
+import yaml
+from jinja2 import Environment, StrictUndefined
 
 from megatron_reason import __version__
-from megatron_reason.evaluation.estimators import Estimate
-from megatron_reason.files import atomic_path, read_json, write_text
-from megatron_reason.report import figures
-from megatron_reason.report.run_data import RunData, Variant
-
-_NUM_EXAMPLES = 4
-_COLUMNS = (
-    ("mean entropy (nats)", "mean_entropy", 3),
-    ("mean length (tokens)", "mean_length", 1),
-    ("truncated", "truncated_fraction", 3),
-    ("no answer", "no_answer_fraction", 3),
+from megatron_reason.files import atomic_path, write_text
+from megatron_reason.report.figures import (
+    Figure,
+    as_png,
+    distributions,
+    lengths_by_verdict,
+    pass_at_k_curves,
+    training_curve,
 )
+from megatron_reason.report.run_data import CONFIG, ENVIRONMENT, Measurement, RunData, read_run
+from megatron_reason.report.table import headline_of, headline_table
+
+__all__ = ["build_report", "headline_table"]
+
+PAGE = "index.html"
+TABLE = "table.md"
+_NUM_EXAMPLES = 4
+_LONGEST_RESPONSE = 4000
+_TEMPLATE = "page.html.j2"
 
 
 @dataclass(frozen=True)
-class HeadlineTable:
-    """The table the papers print: one row per model, each number with its 95 % interval."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """The table as markdown."""
-        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-@dataclass(frozen=True)
-class _Picture:
+class Picture:
     """A figure on the page."""
 
     name: str
-    title: str
+    """Of its PNG, without ending."""
     caption: str
+    """What it shows and how to read it."""
     source: str
-    """PNG as a data URI."""
+    """The PNG as a data URI."""
 
 
-def headline_table(run: Path) -> HeadlineTable:
-    """Headline table of the run in `run`; models that were not evaluated have dashes.
+@dataclass(frozen=True)
+class Section:
+    """Pictures under one heading."""
 
-    Raises:
-        DataError: `run` is no run folder.
-    """
-    return _headline(RunData.read(run).variants)
+    title: str
+    pictures: list[Picture]
+    absence: str
+    """Said in their place when there are none."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model answered."""
+
+    model: str
+    response: str
+    status: str
+    is_right: bool
+    extracted: str
+    num_tokens: int
+    is_cut: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem and the first answer of every model to it."""
+
+    problem: str
+    answer: str
+    answers: list[Answer]
 
 
 def build_report(run: Path) -> Path:
-    """Write `report/index.html`, `report/table.md` and the PNGs of the run in `run`.
+    """Write `report/index.html`, `report/table.md` and the page's figures as PNGs.
+
+    What is missing or illegible is said on the page.
 
     Returns:
         Path of the page.
@@ -74,146 +93,204 @@ def build_report(run: Path) -> Path:
     Raises:
         DataError: `run` is no run folder.
     """
-    data = RunData.read(run)
+    data = read_run(run)
     folder = run / "report"
-    table = _headline(data.variants)
-    pictures = [_saved(name, *rest, folder) for name, *rest in _drawn(data)]
-    template = files("megatron_reason.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    write_text(
-        folder / "index.html",
-        page.render(
-            name=run.name,
-            version=__version__,
-            table=table,
-            pictures=pictures,
-            stages=[_stage_row(stage) for stage in data.stages],
-            missing=[stage.name for stage in data.stages if stage.manifest is None
-                     and stage.kind != "report"],
-            examples=[(v.name, _examples(v)) for v in data.variants if v.generations is not None],
-            config=_text(run / "config.yaml"),
-            environment=_text(run / "environment.json"),
-        ),
-    )  # fmt: skip
-    write_text(folder / "table.md", table.markdown())
-    return folder / "index.html"
+    headline = headline_of(data)
+    template = files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    page = environment.from_string(template).render(
+        name=run.resolve().name,
+        version=__version__,
+        model=(data.settings.get("model") or {}).get("path", "unknown model"),
+        data=data,
+        unfinished=[s.name for s in data.stages if not s.is_there and s.kind != "report"],
+        outdated=[s.name for s in data.stages if s.state == "changed" and s.kind != "report"],
+        incomparable=data.incomparable(),
+        tables=headline.tables,
+        sections=[_section(section, folder) for section in _sections(data)],
+        examples={name: examples(data.on(name)) for name in data.problem_sets},
+        papers={
+            "Configuration": _text(run / CONFIG),
+            "Environment": _text(run / ENVIRONMENT),
+        },
+    )
+    write_text(folder / PAGE, page)
+    write_text(folder / TABLE, headline.markdown())
+    return folder / PAGE
 
 
-def _headline(variants: Sequence[Variant]) -> HeadlineTable:
-    largest = max((k for v in variants for k in _ks(v)), default=1)
-    passes = [("pass@1", "pass@1", 3)]
-    if largest > 1:
-        passes.append((f"pass@{largest}", f"pass@{largest}", 3))
-    columns = [*passes, *_COLUMNS]
-    header = ("model", *(title for title, _, _ in columns), "problems x samples")
-    rows = [
-        (v.name, *(_cell(v.summary.get(key), digits) for _, key, digits in columns), _size(v))
-        for v in variants
+def examples(measurements: Sequence[Measurement], count: int = _NUM_EXAMPLES) -> list[Example]:
+    """Problems with every model's first answer; those that models differ on come first.
+
+    Args:
+        measurements: of several models on one set of problems.
+        count: most problems given.
+    """
+    if not measurements:
+        return []
+    answers = pl.concat(
+        m.generations.filter(pl.col("sample_index") == 0).with_columns(model=pl.lit(m.model))
+        for m in measurements
+    )
+    agreement = (
+        answers.group_by("problem_id")
+        .agg(distance=((pl.col("score") > 0).mean() - 0.5).abs())
+        .sort("distance", "problem_id")
+        .head(count)
+    )
+    groups = [answers.filter(pl.col("problem_id") == key) for key in agreement["problem_id"]]
+    return [
+        Example(
+            problem=group["problem"][0],
+            answer=group["answer"][0],
+            answers=[_answer(row) for row in group.iter_rows(named=True)],
+        )
+        for group in groups
     ]
-    return HeadlineTable(header, tuple(rows))
 
 
-def _ks(variant: Variant) -> list[int]:
-    return [int(key.removeprefix("pass@")) for key in variant.summary if key.startswith("pass@")]
+def _answer(row: Mapping[str, Any]) -> Answer:
+    return Answer(
+        model=row["model"],
+        response=_shortened(row["response"]),
+        status=row["status"],
+        is_right=row["score"] > 0,
+        extracted=row["extracted"] or "",
+        num_tokens=row["num_tokens"],
+        is_cut=row["finish"] == "length",
+    )
 
 
-def _cell(estimate: Estimate | None, digits: int) -> str:
-    if estimate is None:
-        return "-"
-    value, low, high = (f"{x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
+def _shortened(text: str) -> str:
+    """The text, its middle left out if it is very long."""
+    if len(text) <= _LONGEST_RESPONSE:
+        return text
+    half = _LONGEST_RESPONSE // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
 
 
-def _size(variant: Variant) -> str:
-    if variant.generations is None or not variant.num_problems:
-        return "-"
-    return f"{variant.num_problems} x {len(variant.generations) // variant.num_problems}"
+@dataclass(frozen=True)
+class _Drawn:
+    """A section before its figures are encoded."""
+
+    title: str
+    figures: Iterable[tuple[str, str, Figure | None]]
+    """Name, caption, figure."""
+    absence: str
 
 
-def _drawn(data: RunData) -> list[tuple[str, str, str, Figure]]:
-    """(name, title, caption, figure) of everything there is to draw."""
-    plans: list[tuple[str, str, str, Callable[[], Figure | None]]] = [
-        ("selection", "What was selected",
-         "Grey: all correct responses that were scored. Lines: what each selection took of them. "
-         "OXA takes correct responses the base model finds unlikely, so its line should lie to "
-         "the right of the low-perplexity one.",
-         lambda: figures.selection_distributions(*_selection(data))),
-        ("loss", "Loss by part",
-         "Mean over the sequences of each update. Losses of different tables are not comparable "
-         "with each other; each should fall along its own line.",
-         lambda: figures.loss_curves(data.variants)),
-        ("entropy", "Entropy while training",
-         "Full-vocabulary entropy of the model on the tokens it is trained on. A curve that falls "
-         "to nothing leaves little for reinforcement learning to explore.",
-         lambda: figures.entropy_curves(data.variants)),
-        ("pass_at_k", "pass@k on held-out problems",
-         "Probability that at least one of k answers is right, unbiased; bands are 95 % intervals "
-         "over problems. Where bands overlap, this run does not tell the models apart.",
-         lambda: figures.pass_at_k_curves(data.variants)),
-        ("lengths", "Length of right and wrong answers",
-         "Tokens per answer, stop token included; n is the number of answers.",
-         lambda: figures.lengths_by_verdict(data.variants)),
-        ("optimizer", "Learning rate and gradient norm",
-         "The norm is taken before clipping; spikes that clipping hides show here.",
-         lambda: figures.optimizer_curves(data.variants)),
-    ]  # fmt: skip
-    drawn = [(name, title, caption, draw()) for name, title, caption, draw in plans]
-    return [(n, t, c, figure) for n, t, c, figure in drawn if figure is not None]
+def _sections(data: RunData) -> Iterator[_Drawn]:
+    yield _Drawn(
+        "pass@k",
+        _pass_at_k(data),
+        "No model has been evaluated yet.",
+    )
+    yield _Drawn(
+        "What was selected",
+        _selected(data),
+        "No selection has been made yet, or none of its responses has a perplexity.",
+    )
+    yield _Drawn(
+        "Training",
+        _trained(data),
+        "No variant has been trained yet.",
+    )
+    yield _Drawn(
+        "Length of the answers",
+        _lengths(data),
+        "No model has been evaluated yet.",
+    )
 
 
-def _selection(
-    data: RunData,
-) -> tuple[pl.DataFrame, Mapping[str, pl.DataFrame], Mapping[str, Any] | None]:
-    """Scored candidates, what each selection of truths took, and the Gaussian's target."""
-    pool = pl.DataFrame(schema={"ppl": pl.Float64, "num_tokens": pl.Int64})
-    taken: dict[str, pl.DataFrame] = {}
-    target: Mapping[str, Any] | None = None
-    for stage, frame in data.samples():
-        if stage.stage == "score" and pool.is_empty():
-            pool = frame
-        if stage.stage == "select":
-            taken[stage.name] = frame
-            details = read_json(stage.folder / "selection.json")
-            if details["rule"]["name"] == "gaussian":
-                target = details
-    return pool, taken, target
+def _pass_at_k(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+    for index, name in enumerate(data.problem_sets):
+        yield (
+            _numbered("pass_at_k", index),
+            "Share of problems solved by at least one of k answers (unbiased estimate): higher is "
+            "better, and where two 95 % bands overlap much this run does not tell the models "
+            "apart.",
+            pass_at_k_curves({m.model: m.summary for m in data.on(name)}, name, data.models),
+        )
 
 
-def _saved(name: str, title: str, caption: str, figure: Figure, folder: Path) -> _Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
+def _selected(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+    yield (
+        "perplexity",
+        "Perplexity of the candidates (grey) and of what each selection took of them (coloured, "
+        "each strip to its own height; triangle: median; dashed: the distribution aimed at; last "
+        "bin: all beyond): further right is less likely under the base model.",
+        distributions(data.selections, "ppl", data.models),
+    )
+    yield (
+        "tokens",
+        "The same responses by length: a coloured strip that leaves its grey one shows that "
+        "selecting by perplexity also selected by length.",
+        distributions(data.selections, "num_tokens", data.models),
+    )
+
+
+_CURVES = (
+    ("train/ce", "cross-entropy (nats per token)",
+     "Loss on imitated responses: each line should fall, but lines of different tables start at "
+     "different heights and do not compare."),
+    ("train/ul", "unlikelihood (nats per token)",
+     "Loss on suppressed errors before its weight: it falls as the model stops believing them."),
+    ("train/entropy_demo", "entropy, imitated tokens (nats)",
+     "How undecided the model is on the responses it imitates: a fall towards zero leaves little "
+     "to explore for reinforcement learning."),
+    ("train/entropy_negative", "entropy, suppressed tokens (nats)",
+     "How undecided the model is on the errors it suppresses: it should rise, or hold, as "
+     "confidence is taken away."),
+    ("train/lr", "learning rate", "Warm-up and decay, as they were applied to each update."),
+    ("train/grad_norm", "gradient norm",
+     "Norm before clipping: spikes here are updates that clipping has cut."),
+)  # fmt: skip
+
+
+def _trained(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+    for metric, title, caption in _CURVES:
+        figure = training_curve(data.training, metric, title, data.models)
+        yield metric.replace("/", "_"), caption, figure
+
+
+def _lengths(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+    for index, name in enumerate(data.problem_sets):
+        yield (
+            _numbered("lengths", index),
+            "Boxes hold the middle half of the answers, whiskers reach from 5 to 95 %, the white "
+            "line is the median: wrong answers that pile up at the limit were cut off.",
+            lengths_by_verdict({m.model: m.generations for m in data.on(name)}, name),
+        )
+
+
+def _numbered(name: str, index: int) -> str:
+    return name if index == 0 else f"{name}_{index + 1}"
+
+
+def _section(drawn: _Drawn, folder: Path) -> Section:
+    pictures = [
+        _saved(name, caption, figure, folder)
+        for name, caption, figure in drawn.figures
+        if figure is not None
+    ]
+    return Section(drawn.title, pictures, drawn.absence)
+
+
+def _saved(name: str, caption: str, figure: Figure, folder: Path) -> Picture:
+    png = as_png(figure)
     with atomic_path(folder / f"{name}.png") as path:
-        path.write_bytes(buffer.getvalue())
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return _Picture(name, title, caption, f"data:image/png;base64,{encoded}")
-
-
-def _stage_row(stage: Any) -> dict[str, str]:  # noqa: ANN401 - a StageRecord
-    if stage.manifest is None:
-        return {"name": stage.folder.name, "kind": stage.stage or stage.kind, "rows": "not done",
-                "seconds": "", "counts": "", "refused": ""}  # fmt: skip
-    counts = {key: value for key, value in stage.manifest["counts"].items() if value}
-    return {
-        "name": stage.folder.name,
-        "kind": stage.stage or stage.kind,
-        "rows": str(stage.manifest["num_rows"]),
-        "seconds": f"{stage.manifest['seconds']:.1f}",
-        "counts": ", ".join(f"{key} {value}" for key, value in counts.items()),
-        "refused": ", ".join(f"{key}: {value}" for key, value in stage.refused.items()),
-    }
-
-
-def _examples(variant: Variant) -> list[dict[str, Any]]:
-    """A few answers, right and wrong ones in turn, the same problems for every variant."""
-    assert variant.generations is not None, "only answered variants have examples"
-    first = variant.generations.filter(pl.col("sample_index") == 0).sort("problem_id")
-    right = first.filter(pl.col("score") > 0).head(_NUM_EXAMPLES // 2)
-    wrong = first.filter(pl.col("score") <= 0).head(_NUM_EXAMPLES - len(right))
-    return pl.concat([right, wrong]).to_dicts()
+        path.write_bytes(png)
+    encoded = base64.b64encode(png).decode()
+    return Picture(name, caption, f"data:image/png;base64,{encoded}")
 
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        return "not there"
-    text = path.read_text(encoding="utf-8")
-    return json.dumps(json.loads(text), indent=2) if path.suffix == ".json" else text
+        return f"There is no {path.name}."
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return yaml.safe_dump(json.loads(text), sort_keys=False) if path.suffix == ".json" else text
+    except ValueError:
+        return text

@@ -25,7 +25,7 @@ class WandbSink:
         resume_after: last step that was logged before.
 
     Raises:
-        PlatformError: the package is not installed, although the configuration asks for it.
+        PlatformError: the package, which the configuration asks for, cannot be imported.
     """
 
     def __init__(self, folder: Path, *, project: str, resume_after: int = 0) -> None:
@@ -34,7 +34,7 @@ class WandbSink:
         except ImportError as error:
             raise PlatformError(
                 "track.sinks",
-                "the sink 'wandb' is asked for, and the package wandb is not installed.",
+                f"the sink 'wandb' is asked for, and the package cannot be imported: {error}.",
                 "Type: pip install wandb, or take 'wandb' out of track.sinks.",
             ) from error
         self.num_failures = 0

@@ -14,7 +14,7 @@ from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.models.exporter import export_hf
 from megatron_reason.schema.batch import Role, TokenizedSample
-from megatron_reason.schema.records import Message
+from megatron_reason.schema.records import Finish, Message
 from megatron_reason.schema.tables import Kind, read_table
 from megatron_reason.training.jobs import EntropyJob, Job, StageJob, TrainJob
 from megatron_reason.training.offline import train
@@ -98,10 +98,11 @@ def _tokenized(
     row: dict[str, str], messages: list[dict[str, str]], template: Template
 ) -> TokenizedSample:
     prompt = template.prompt_ids([Message(**turn) for turn in messages])
+    finished = row["finish"] != Finish.LENGTH
     return TokenizedSample(
         sample_id=f"{row['problem_id']}/{row['sample_index']}",
         role=Role.DEMO,
-        ids=(*prompt, *template.response_ids(row["response"])),
+        ids=(*prompt, *template.response_ids(row["response"], finished=finished)),
         num_prompt_tokens=len(prompt),
     )
 

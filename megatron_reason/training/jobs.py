@@ -89,7 +89,7 @@ class EntropyJob(_Job):
     """Responses measured, spread evenly over the problems."""
     parallel: ParallelConfig = ParallelConfig()
     """Layout of the model over the processes."""
-    max_tokens_per_microbatch: int = Field(4096, ge=1)
+    max_tokens_per_microbatch: int = Field(default=4096, ge=1)
     """Tokens packed into one micro-batch."""
 
 

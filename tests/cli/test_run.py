@@ -38,7 +38,9 @@ def test_run_makes_tables_and_plan_then_says_done(config, tmp_path):
     assert shown["folder"] == str(tmp_path / "runs" / "small")
     tokens = read_table(tmp_path / "runs" / "small" / "40-mixed", Kind.TOKENS)
     assert len(tokens) == 4
-    states = {r["name"]: r["state"] for r in json.loads(mreason("plan", str(config), "--json").output)}
+    states = {
+        r["name"]: r["state"] for r in json.loads(mreason("plan", str(config), "--json").output)
+    }
     assert states["mixed"] == "done"
     assert states["train-sft"] == "to do"
     overridden = mreason("plan", str(config), "--json", "--set", "curate.demos.count=3").output

@@ -146,7 +146,7 @@ def test_what_is_no_configuration_is_refused(load, text, words):
 
 
 def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="none.yaml"):
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
         load_config(tmp_path / "none.yaml", [], Root)
 
 

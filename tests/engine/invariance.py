@@ -76,9 +76,7 @@ def reference(folder: Path) -> tuple[float, dict[str, Tensor]]:
     for sample in drawn:
         ids = torch.tensor(sample.ids)
         logits = model(ids[None, :-1]).logits[0, sample.num_prompt_tokens - 1 :]
-        logprob = torch.log_softmax(logits, dim=1).gather(
-            1, ids[sample.num_prompt_tokens :, None]
-        )
+        logprob = torch.log_softmax(logits, dim=1).gather(1, ids[sample.num_prompt_tokens :, None])
         value = -logprob if sample.role == Role.DEMO else -0.5 * torch.log1p(-logprob.exp())
         total = total + value.mean() / numbers[sample.role]
     total.backward()
@@ -87,9 +85,12 @@ def reference(folder: Path) -> tuple[float, dict[str, Tensor]]:
 
 
 def measure(
-    layout: tuple[int, int, int], batch: BatchConfig, folder: Path, scratch: Path
+    layout: tuple[int, int, int], batch: BatchConfig, folder: Path, scratch: Path, **options: Any
 ) -> tuple[float, dict[str, Tensor]] | None:
-    """Loss and gradients on this layout; every rank calls it, rank 0 gets the result."""
+    """Loss and gradients on this layout; every rank calls it, rank 0 gets the result.
+
+    `options` are further fields of the parallel configuration.
+    """
     from megatron_reason.engine.aggregation import global_counts, means_of
     from megatron_reason.engine.forward import LossSpec
     from megatron_reason.engine.packing import microbatches_of_rank
@@ -100,7 +101,7 @@ def measure(
     from megatron_reason.schema.metrics import StepMetrics
 
     parallel = ParallelConfig(
-        tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1]
+        tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1], **options
     )
     from megatron.core import parallel_state
 

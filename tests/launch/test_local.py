@@ -25,7 +25,9 @@ def test_a_refusing_worker_is_quoted(tmp_path):
     with pytest.raises(LaunchError) as caught:
         LocalLauncher().run(job("refuse", tmp_path))
     assert "stage 'test'" in caught.value.where
-    assert caught.value.what == "DataError  table.parquet\n    17 rows are bad.\n    Mend the 17 rows."
+    assert (
+        caught.value.what == "DataError  table.parquet\n    17 rows are bad.\n    Mend the 17 rows."
+    )
     assert str(tmp_path / "logs" / "test.log") in caught.value.way_out
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from megatron_reason.config.load import load_config
-
 from megatron_reason.errors import ConfigError, TopologyError
 from megatron_reason.pipeline.plan import check_layouts, find_stage, make_plan, write_plan
 from megatron_reason.pipeline.run_config import RunConfig
@@ -98,6 +97,17 @@ def test_training_settings_change_training_and_what_is_measured_on_it(config):
 def test_evaluation_settings_change_evaluations_only(config):
     longer = {"sampling": {"max_tokens": 300}}
     assert differing(config, changed(config, eval=longer)) == EVALS
+
+
+@pytest.mark.parametrize("engine", [{"name": "transformers"}, {"max_model_len": 2048}])
+def test_the_engine_counts_where_text_is_drawn(config, engine):
+    curate = [
+        *config.model_dump()["curate"],
+        {"stage": "generate", "name": "drawn", "table": "a"},
+        {"stage": "grade", "name": "graded", "table": "drawn"},
+    ]
+    drawing = changed(config, curate=curate)
+    assert differing(drawing, changed(drawing, engine=engine)) == {"drawn", "graded", *EVALS}
 
 
 def test_what_cannot_change_a_result_changes_no_hash(config):

@@ -162,7 +162,9 @@ def main() -> None:
 def report(pairs: list[list[Round]], arguments: argparse.Namespace) -> None:
     """Print and store the rates of every round and the median ratio."""
     ratios = [own.tokens_per_s / peer.tokens_per_s for peer, own in pairs]
-    print("| round | hugging face, padded (tokens/s) | megatron_reason, packed (tokens/s) | ratio |")
+    print(
+        "| round | hugging face, padded (tokens/s) | megatron_reason, packed (tokens/s) | ratio |"
+    )
     print("|---|---|---|---|")
     for number, ((peer, own), ratio) in enumerate(zip(pairs, ratios, strict=True), start=1):
         print(f"| {number} | {peer.tokens_per_s:.0f} | {own.tokens_per_s:.0f} | {ratio:.2f} |")

@@ -1,0 +1,63 @@
+import pytest
+
+from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.pipeline.alone import run_stage_alone, training_job
+from megatron_reason.schema.tables import Kind, read_table
+from tests.curation.stages import sample, write_samples
+from tests.pipeline.runs import settings, variants
+from tools.make_tiny_model import make_tiny_model
+
+RIGHT, WRONG = "It is \\boxed{2}.", "It is \\boxed{3}."
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Two folders of samples, as stages of a run leave them."""
+    first = write_samples(tmp_path / "10-first", [sample(0, response=RIGHT, role="demo")])
+    second = write_samples(tmp_path / "20-second", [sample(1, response=WRONG, role="negative")])
+    return first, second
+
+
+def test_the_one_table_is_found_under_its_own_name(tables, tmp_path):
+    result = run_stage_alone("grade", [str(tables[1])], tmp_path / "graded", [])
+    assert (result.num_rows, result.counts["status_wrong"]) == (1, 1)
+
+
+def test_a_table_may_be_given_another_name(tables, tmp_path):
+    overrides = ["stage.table=mine", "stage.keep=correct"]
+    result = run_stage_alone("grade", [f"mine={tables[0]}"], tmp_path / "graded", overrides)
+    assert result.num_rows == 1
+
+
+def test_a_stage_of_many_tables_takes_them_in_order(tables, tmp_path):
+    model = make_tiny_model("LlamaForCausalLM", tmp_path / "model")
+    run_stage_alone(
+        "mix", [str(tables[0]), str(tables[1])], tmp_path / "mixed", [f"model.path={model}"]
+    )
+    assert read_table(tmp_path / "mixed", Kind.TOKENS)["role"].to_list() == ["demo", "negative"]
+
+
+def test_what_does_not_fit_is_refused(tables, tmp_path):
+    first = str(tables[0])
+    with pytest.raises(ConfigError, match="it reads 'other'; --in gives first"):
+        run_stage_alone("grade", [first], tmp_path / "x", ["stage.table=other"])
+    with pytest.raises(ConfigError, match="Did you mean 'keep'"):
+        run_stage_alone("grade", [first], tmp_path / "x", ["stage.kep=all"])
+    with pytest.raises(ConfigError, match="Did you mean 'grade'"):
+        run_stage_alone("garde", [first], tmp_path / "x", [])
+    with pytest.raises(DataError, match="no folder"):
+        run_stage_alone("grade", [str(tmp_path / "none")], tmp_path / "x", [])
+    with pytest.raises(DataError, match="not empty"):
+        run_stage_alone("grade", [first], tables[1], [])
+    assert not (tmp_path / "x").exists()
+
+
+def test_training_job_of_a_variant(tmp_path, smollm2):
+    config = variants(settings(tmp_path, smollm2))
+    job = training_job(config, tmp_path, variant="one", output=None)
+    assert (job.method.name, job.output) == ("sft", config.run.folder / "train-one")
+    assert (job.model_folder, job.table, job.train.updates) == (smollm2, tmp_path, 3)
+    with pytest.raises(ConfigError, match="2 variants"):
+        training_job(config, tmp_path, variant=None, output=None)
+    with pytest.raises(ConfigError, match="Did you mean 'one'"):
+        training_job(config, tmp_path, variant="onne", output=None)

@@ -1,0 +1,32 @@
+import json
+
+import pytest
+
+from megatron_reason.config.parallel import ParallelConfig
+from megatron_reason.errors import ConversionError
+from megatron_reason.pipeline import conversion
+from megatron_reason.pipeline.parity import _transformers_logprobs, largest_gap
+from tests.models.tiny import make
+
+
+@pytest.mark.parametrize("layout", [(1, 1), (2, 1)])
+def test_megatron_computes_what_transformers_computes(layout, tmp_path):
+    model = make("Qwen2ForCausalLM-tied", tmp_path / "model")
+    parallel = ParallelConfig(
+        tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1]
+    )
+    gap = largest_gap(model, parallel, threads_per_process=1, log_file=tmp_path / "log")
+    assert gap < 1e-5
+
+
+def test_a_model_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    model = make("Qwen2ForCausalLM-tied", tmp_path / "model")
+    other = make("Qwen2ForCausalLM-tied", tmp_path / "other")
+    file = other / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
+    monkeypatch.setattr(
+        "megatron_reason.pipeline.parity._transformers_logprobs",
+        lambda source, ids: _transformers_logprobs(other, ids),
+    )
+    with pytest.raises(ConversionError, match="nats in a token's log-probability"):
+        conversion.verify(model, [])
