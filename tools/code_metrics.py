@@ -85,7 +85,7 @@ def rooms_in_a_cycle(modules: list[Module], package: Path) -> set[str]:
     for module in modules:
         room = module.path.relative_to(package).parts[0].removesuffix(".py")
         imports[room] |= _rooms_imported(module.tree, package.name) - {room}
-    del imports["__init__"]
+    imports.pop("__init__", None)
     return {room for room in imports if room in _reachable(room, imports)}
 
 
@@ -120,7 +120,7 @@ def measure(package: Path, tests: Path) -> dict[str, float | int | str]:
         "files": len(files),
         "median / p90 file": f"{statistics.median(files):.0f} / {_p90(files)}",
         "longest file": files[-1],
-        "p90 / longest function": f"{_p90(lengths)} / {lengths[-1]}",
+        "p90 / longest function": f"{_p90(lengths)} / {max(lengths, default=0)}",
         f"functions > {LONG_FUNCTION_LINES} lines": sum(n > LONG_FUNCTION_LINES for n in lengths),
         "public docstrings": _percent(
             sum(ast.get_docstring(n) is not None for n in public), len(public)
@@ -197,7 +197,7 @@ def _num_config_keys(module: Module) -> int:
 
 
 def _p90(ordered: list[int]) -> int:
-    return ordered[min(len(ordered) - 1, len(ordered) * 9 // 10)]
+    return ordered[len(ordered) * 9 // 10] if ordered else 0
 
 
 def _percent(part: int, whole: int) -> str:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
@@ -90,7 +90,8 @@ def load_latest(
             f"this checkpoint was made with another {', '.join(differing)}.",
             "Use the settings it was made with, or remove the folder to begin anew.",
         )
-    state = dist_checkpointing.load(_sharded_state(trainable, is_loading=True), str(found[-1]))
+    sharded = _sharded_state(trainable, is_loading=True)
+    state = cast(dict[str, Any], dist_checkpointing.load(sharded, str(found[-1])))
     trainable.model.module.load_state_dict(state["model"])
     trainable.optimizer.load_state_dict(state["optimizer"])
     _LOG.info("resumed from %s after update %d", found[-1].name, progress.update)

@@ -1,7 +1,10 @@
 """The one reader of Megatron's parallel state; makes the `Topology` everyone else is handed."""
 
+from typing import cast
+
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
+from torch.distributed import ProcessGroup
 
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.schema.topology import Topology
@@ -30,6 +33,10 @@ def _read_topology() -> Topology:
     tp_size = parallel_state.get_tensor_model_parallel_world_size()
     pp_size = parallel_state.get_pipeline_model_parallel_world_size()
     dp_size = parallel_state.get_data_parallel_world_size()
+    # Megatron's annotation of a group is wider than what it returns.
+    tp_group = cast(ProcessGroup, parallel_state.get_tensor_model_parallel_group())
+    pp_group = cast(ProcessGroup, parallel_state.get_pipeline_model_parallel_group())
+    dp_group = cast(ProcessGroup, parallel_state.get_data_parallel_group())
     return Topology(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -39,7 +46,7 @@ def _read_topology() -> Topology:
         pp_size=pp_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=dp_size,
-        tp_group=parallel_state.get_tensor_model_parallel_group() if tp_size > 1 else None,
-        pp_group=parallel_state.get_pipeline_model_parallel_group() if pp_size > 1 else None,
-        dp_group=parallel_state.get_data_parallel_group() if dp_size > 1 else None,
+        tp_group=tp_group if tp_size > 1 else None,
+        pp_group=pp_group if pp_size > 1 else None,
+        dp_group=dp_group if dp_size > 1 else None,
     )

@@ -131,6 +131,7 @@ def training_job(
         model_folder=resolve_model(config.model.path, config.run.model_cache),
         output=output or config.run.folder / train_name(chosen),
         seed=config.run.seed,
+        plugins=config.plugins,
         method=config.variants[chosen].method,
         train=config.train_of(chosen),
         table=table,

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from megatron_reason.evaluation.summary import EvalSummary
@@ -25,6 +26,7 @@ from megatron_reason.report.run_data import BASE, Selection
 __all__ = [
     "Figure",
     "Look",
+    "accuracy_and_entropy",
     "as_png",
     "distributions",
     "lengths_by_verdict",
@@ -43,8 +45,9 @@ _RIGHT, _WRONG = "#0072B2", "#D55E00"
 _WIDTH_IN = 5.0
 _NUM_BINS = 24
 _SHOWN_SHARE = 0.98
-_FEW_POINTS = 30
-_STYLE = {
+_FEW_POINTS, _MANY_POINTS = 30, 80
+_SMALL = 0.01
+_STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 11.5,
     "axes.titlelocation": "left",
@@ -78,7 +81,9 @@ def looks(models: Sequence[str]) -> dict[str, Look]:
     """Look of each model; the base model is grey."""
     trained = [name for name in models if name != BASE]
     chosen = {
-        name: Look(*(options[i % len(options)] for options in (_PALETTE, _LINES, _MARKERS)))
+        name: Look(
+            _PALETTE[i % len(_PALETTE)], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)]
+        )
         for i, name in enumerate(trained)
     }
     return chosen | {BASE: Look(_SOFT, "-", "x")}
@@ -99,14 +104,14 @@ def _styled(draw: Callable[P, Figure | None]) -> Callable[P, Figure | None]:
 def distributions(
     selections: Sequence[Selection], column: str, models: Sequence[str]
 ) -> Figure | None:
-    """One strip per candidate pool and per selection of it, on one axis (OXA, Figure 2a).
+    """A strip for the candidates and for each selection of them, on one axis (OXA, Figure 2a).
 
-    Each strip is a histogram scaled to its own height, its median a tick; what lies beyond the
-    axis is counted in the last bin. A selection's pool is outlined behind it, and the distribution
-    that it aimed at drawn over it if the column is `ppl`.
+    Each strip is a histogram scaled to its own height, a triangle at its median; what lies beyond
+    the axis is counted in the last bin. The candidates are shaded behind each selection, and the
+    distribution that it aimed at is drawn over it if the column is `ppl`.
 
     Args:
-        selections: what was selected from what.
+        selections: what was selected, all from one pool.
         column: `ppl` or `num_tokens`.
         models: all models of the run, for their colours.
     """
@@ -114,9 +119,8 @@ def distributions(
     if not strips:
         return None
     values = np.concatenate([strip.rows[column].to_numpy().astype(float) for strip in strips])
-    edges = np.linspace(
-        values.min(), max(np.quantile(values, _SHOWN_SHARE), values.min() + 1e-6), _NUM_BINS + 1
-    )
+    low, high = values.min(), np.quantile(values, _SHOWN_SHARE)
+    edges = np.linspace(low, max(high, low + 1e-6), _NUM_BINS + 1)
     figure = Figure(figsize=(_WIDTH_IN, 0.6 + 0.72 * len(strips)))
     axes: list[Axes] = list(figure.subplots(len(strips), 1, sharex=True, squeeze=False)[:, 0])
     for ax, strip in zip(axes, strips, strict=True):
@@ -132,6 +136,8 @@ def training_curve(
     training: Mapping[str, pl.DataFrame], metric: str, title: str, models: Sequence[str]
 ) -> Figure | None:
     """One metric over the updates, a line per variant that has it.
+
+    A long line is a running mean over a twentieth of it, the raw one faint behind it.
 
     Args:
         training: metrics of each variant, with a column `step`.
@@ -151,14 +157,20 @@ def training_curve(
     figure = Figure(figsize=(_WIDTH_IN, 3.3))
     ax = figure.subplots()
     for name, line in lines.items():
+        steps, values = line["step"].to_numpy(), line[metric].to_numpy().astype(float)
+        if len(line) > _MANY_POINTS:
+            ax.plot(steps, values, color=look[name].color, alpha=0.2, linewidth=0.8)
+            steps, values = _smoothed(steps, values)
         ax.plot(
-            line["step"], line[metric], label=name, linewidth=1.8, markersize=4,
+            steps, values, label=name, linewidth=1.8, markersize=4,
             color=look[name].color, linestyle=look[name].linestyle,
             marker=look[name].marker if len(line) <= _FEW_POINTS else None,
         )  # fmt: skip
     ax.set_title(title)
     ax.set_xlabel("update")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if max(abs(bound) for bound in ax.get_ylim()) < _SMALL:
+        ax.yaxis.set_major_formatter("{x:.1e}")
     _legend_below(figure)
     return figure
 
@@ -207,25 +219,61 @@ def pass_at_k_curves(
 
 
 @_styled
-def lengths_by_verdict(generations: Mapping[str, pl.DataFrame], title: str) -> Figure | None:
+def accuracy_and_entropy(
+    summaries: Mapping[str, EvalSummary], title: str, models: Sequence[str]
+) -> Figure | None:
+    """pass@1 against the entropy of the answers, both with intervals, a cross per model.
+
+    Args:
+        summaries: evaluation of each model; those without entropy are left out.
+        title: name of the problem set.
+        models: all models of the run, for their looks.
+    """
+    crosses = {
+        name: (summary.metrics["mean_entropy"], summary.metrics["pass@1"])
+        for name, summary in summaries.items()
+        if summary.metrics.keys() >= {"mean_entropy", "pass@1"}
+    }
+    if not crosses:
+        return None
+    look = looks(models)
+    figure = Figure(figsize=(_WIDTH_IN, 3.8))
+    ax = figure.subplots()
+    for name, (x, y) in crosses.items():
+        color = look[name].color
+        ax.hlines(100 * y.value, x.low, x.high, color=color, linewidth=1.4)
+        ax.vlines(x.value, 100 * y.low, 100 * y.high, color=color, linewidth=1.4)
+        ax.plot(
+            x.value, 100 * y.value, color=color, label=name, markersize=8,
+            marker=look[name].marker, linestyle="none",
+        )  # fmt: skip
+    ax.set_ylim(bottom=0)
+    ax.set_title(f"{title}: pass@1 (%)")
+    ax.set_xlabel("entropy of the answers (nats per token)")
+    _legend_below(figure)
+    return figure
+
+
+@_styled
+def lengths_by_verdict(answers: Mapping[str, pl.DataFrame], title: str) -> Figure | None:
     """Lengths of right and of wrong answers, two boxes per model (LESE, Table 2).
 
     Args:
-        generations: graded answers of each model.
+        answers: `score` and `num_tokens` of each model's answers.
         title: name of the problem set.
     """
-    if not generations:
+    if not answers:
         return None
-    figure = Figure(figsize=(_WIDTH_IN, 1.0 + 0.62 * len(generations)))
+    figure = Figure(figsize=(_WIDTH_IN, 1.0 + 0.62 * len(answers)))
     ax = figure.subplots()
-    for place, frame in enumerate(generations.values()):
+    for place, frame in enumerate(answers.values()):
         is_right = frame["score"] > 0
         for shift, color, rows in (
             (-0.19, _RIGHT, frame.filter(is_right)),
             (0.19, _WRONG, frame.filter(~is_right)),
         ):
             _draw_box(ax, place + shift, rows["num_tokens"], color)
-    ax.set_yticks(range(len(generations)), list(generations))
+    ax.set_yticks(range(len(answers)), list(answers))
     ax.invert_yaxis()
     ax.set_xlim(left=0)
     ax.margins(x=0.15)
@@ -240,7 +288,7 @@ def lengths_by_verdict(generations: Mapping[str, pl.DataFrame], title: str) -> F
 def as_png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -259,17 +307,16 @@ class _Strip:
 def _strips(selections: Sequence[Selection], models: Sequence[str]) -> list[_Strip]:
     look = looks(models)
     strips: list[_Strip] = []
-    for pool in dict.fromkeys(selection.pool for selection in selections):
-        of_pool = [s for s in selections if s.pool == pool and not s.rows.is_empty()]
-        candidates = next((s.candidates for s in of_pool if not s.candidates.is_empty()), None)
-        if candidates is not None:
-            strips.append(_Strip(f"{pool}: {len(candidates)} candidates", _POOL, candidates))
-        for selection in of_pool:
-            color = look[selection.variants[-1]].color if selection.variants else _INK
-            users = f" for {', '.join(selection.variants)}" if selection.variants else ""
-            kind = " errors" if selection.role == "negative" else ""
-            label = f"{selection.name}: {len(selection.rows)}{kind}{users}"
-            strips.append(_Strip(label, color, selection.rows, candidates, _density(selection)))
+    candidates = next((s.candidates for s in selections if not s.candidates.is_empty()), None)
+    if candidates is not None:
+        strips.append(_Strip(f"{len(candidates)} candidates", _POOL, candidates))
+    for selection in selections:
+        if selection.rows.is_empty():
+            continue
+        color = look[selection.variants[-1]].color if selection.variants else _INK
+        users = f" for {', '.join(selection.variants)}" if selection.variants else ""
+        label = f"{selection.name}: {len(selection.rows)}{users}"
+        strips.append(_Strip(label, color, selection.rows, candidates, _density(selection)))
     return strips
 
 
@@ -318,6 +365,15 @@ def _draw_box(ax: Axes, place: float, lengths: pl.Series, color: str) -> None:
         f"n = {len(tokens)}", (end, place), xytext=(5, 0), textcoords="offset points",
         va="center", fontsize=9, color=_SOFT,
     )  # fmt: skip
+
+
+def _smoothed(
+    steps: NDArray[np.int64], values: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Means over windows, each placed at its window's middle update."""
+    window = len(values) // 20
+    means = np.convolve(values, np.full(window, 1 / window), "valid").astype(np.float64)
+    return steps[window // 2 :][: len(means)], means
 
 
 def _legend_below(figure: Figure) -> None:

@@ -20,6 +20,7 @@ from megatron_reason import __version__
 from megatron_reason.files import atomic_path, write_text
 from megatron_reason.report.figures import (
     Figure,
+    accuracy_and_entropy,
     as_png,
     distributions,
     lengths_by_verdict,
@@ -94,21 +95,24 @@ def build_report(run: Path) -> Path:
         DataError: `run` is no run folder.
     """
     data = read_run(run)
-    folder = run / "report"
     headline = headline_of(data)
-    template = files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    folder = run / "report"
+    for old in folder.glob("*.png"):
+        old.unlink()
+    template = files("megatron_reason.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     page = environment.from_string(template).render(
         name=run.resolve().name,
+        minutes=sum(stage.seconds for stage in data.stages) / 60,
         version=__version__,
         model=(data.settings.get("model") or {}).get("path", "unknown model"),
         data=data,
         unfinished=[s.name for s in data.stages if not s.is_there and s.kind != "report"],
         outdated=[s.name for s in data.stages if s.state == "changed" and s.kind != "report"],
         incomparable=data.incomparable(),
-        tables=headline.tables,
+        tables={name: headline.on(name) for name in headline.problem_sets},
         sections=[_section(section, folder) for section in _sections(data)],
         examples={name: examples(data.on(name)) for name in data.problem_sets},
         papers={
@@ -130,24 +134,21 @@ def examples(measurements: Sequence[Measurement], count: int = _NUM_EXAMPLES) ->
     """
     if not measurements:
         return []
-    answers = pl.concat(
-        m.generations.filter(pl.col("sample_index") == 0).with_columns(model=pl.lit(m.model))
-        for m in measurements
+    firsts = pl.concat(m.answers.filter(pl.col("sample_index") == 0) for m in measurements)
+    chosen = (
+        firsts.group_by("problem_id")
+        .agg(agreement=((pl.col("score") > 0).mean() - 0.5).abs())
+        .sort("agreement", "problem_id")
+        .head(count)["problem_id"]
+        .to_list()
     )
-    agreement = (
-        answers.group_by("problem_id")
-        .agg(distance=((pl.col("score") > 0).mean() - 0.5).abs())
-        .sort("distance", "problem_id")
-        .head(count)
-    )
-    groups = [answers.filter(pl.col("problem_id") == key) for key in agreement["problem_id"]]
+    by_problem: dict[str, list[dict[str, Any]]] = {key: [] for key in chosen}
+    for measurement in measurements:
+        for row in measurement.first_answers(chosen).iter_rows(named=True):
+            by_problem[row["problem_id"]].append(row | {"model": measurement.model})
     return [
-        Example(
-            problem=group["problem"][0],
-            answer=group["answer"][0],
-            answers=[_answer(row) for row in group.iter_rows(named=True)],
-        )
-        for group in groups
+        Example(rows[0]["problem"], rows[0]["answer"], [_answer(row) for row in rows])
+        for rows in by_problem.values()
     ]
 
 
@@ -182,87 +183,105 @@ class _Drawn:
 
 
 def _sections(data: RunData) -> Iterator[_Drawn]:
-    yield _Drawn(
-        "pass@k",
-        _pass_at_k(data),
-        "No model has been evaluated yet.",
-    )
+    yield _Drawn("Answers", _answered(data), "No model has been evaluated yet.")
     yield _Drawn(
         "What was selected",
         _selected(data),
         "No selection has been made yet, or none of its responses has a perplexity.",
     )
-    yield _Drawn(
-        "Training",
-        _trained(data),
-        "No variant has been trained yet.",
-    )
-    yield _Drawn(
-        "Length of the answers",
-        _lengths(data),
-        "No model has been evaluated yet.",
-    )
+    yield _Drawn("Training", _trained(data), "No variant has been trained yet.")
 
 
-def _pass_at_k(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+def _answered(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
     for index, name in enumerate(data.problem_sets):
+        found = data.on(name)
         yield (
             _numbered("pass_at_k", index),
             "Share of problems solved by at least one of k answers (unbiased estimate): higher is "
             "better, and where two 95 % bands overlap much this run does not tell the models "
             "apart.",
-            pass_at_k_curves({m.model: m.summary for m in data.on(name)}, name, data.models),
+            pass_at_k_curves({m.model: m.summary for m in found}, name, data.models),
         )
-
-
-def _selected(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
-    yield (
-        "perplexity",
-        "Perplexity of the candidates (grey) and of what each selection took of them (coloured, "
-        "each strip to its own height; triangle: median; dashed: the distribution aimed at; last "
-        "bin: all beyond): further right is less likely under the base model.",
-        distributions(data.selections, "ppl", data.models),
-    )
-    yield (
-        "tokens",
-        "The same responses by length: a coloured strip that leaves its grey one shows that "
-        "selecting by perplexity also selected by length.",
-        distributions(data.selections, "num_tokens", data.models),
-    )
-
-
-_CURVES = (
-    ("train/ce", "cross-entropy (nats per token)",
-     "Loss on imitated responses: each line should fall, but lines of different tables start at "
-     "different heights and do not compare."),
-    ("train/ul", "unlikelihood (nats per token)",
-     "Loss on suppressed errors before its weight: it falls as the model stops believing them."),
-    ("train/entropy_demo", "entropy, imitated tokens (nats)",
-     "How undecided the model is on the responses it imitates: a fall towards zero leaves little "
-     "to explore for reinforcement learning."),
-    ("train/entropy_negative", "entropy, suppressed tokens (nats)",
-     "How undecided the model is on the errors it suppresses: it should rise, or hold, as "
-     "confidence is taken away."),
-    ("train/lr", "learning rate", "Warm-up and decay, as they were applied to each update."),
-    ("train/grad_norm", "gradient norm",
-     "Norm before clipping: spikes here are updates that clipping has cut."),
-)  # fmt: skip
-
-
-def _trained(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
-    for metric, title, caption in _CURVES:
-        figure = training_curve(data.training, metric, title, data.models)
-        yield metric.replace("/", "_"), caption, figure
-
-
-def _lengths(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
-    for index, name in enumerate(data.problem_sets):
+        yield (
+            _numbered("entropy", index),
+            "Crosses span 95 % intervals: up is more accurate, and a model far to the left of the "
+            "base model has lost alternatives to try.",
+            accuracy_and_entropy({m.model: m.summary for m in found}, name, data.models),
+        )
         yield (
             _numbered("lengths", index),
             "Boxes hold the middle half of the answers, whiskers reach from 5 to 95 %, the white "
             "line is the median: wrong answers that pile up at the limit were cut off.",
-            lengths_by_verdict({m.model: m.generations for m in data.on(name)}, name),
+            lengths_by_verdict({m.model: m.answers for m in found}, name),
         )
+
+
+def _selected(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+    pools = dict.fromkeys(selection.pool for selection in data.selections)
+    for index, pool in enumerate(pools):
+        selections = [s for s in data.selections if s.pool == pool]
+        kind = "errors to suppress" if selections[0].role == "negative" else "truths to imitate"
+        yield (
+            _numbered("perplexity", index),
+            f"Perplexity of {kind}, candidates grey and behind each selection (strips to their own "
+            "height, triangle: median, dashed: distribution aimed at, last bin: all beyond): "
+            "further right is less likely under the base model.",
+            distributions(selections, "ppl", data.models),
+        )
+        yield (
+            _numbered("tokens", index),
+            "The same responses by length: a strip that leaves the grey behind it shows that "
+            "selecting by perplexity also selected by length.",
+            distributions(selections, "num_tokens", data.models),
+        )
+
+
+_KNOWN = {
+    "train/loss": (
+        "loss",
+        "What was minimised, the weighted sum of its parts: each line should fall, but lines of "
+        "different tables start at different heights and do not compare.",
+    ),
+    "train/ce": (
+        "cross-entropy (nats per token)",
+        "The part of the loss on imitated responses: it falls as the model learns them.",
+    ),
+    "train/ul": (
+        "unlikelihood (nats per token)",
+        "The part of the loss on suppressed errors, before its weight: it falls as the model stops "
+        "believing them.",
+    ),
+    "train/entropy_demo": (
+        "entropy, imitated tokens (nats)",
+        "How undecided the model is on the responses it imitates: a fall towards zero leaves "
+        "little to explore for reinforcement learning.",
+    ),
+    "train/entropy_negative": (
+        "entropy, suppressed tokens (nats)",
+        "How undecided the model is on the errors it suppresses: it should hold or rise as "
+        "confidence is taken away.",
+    ),
+    "train/lr": ("learning rate", "Warm-up and decay, as they were applied to each update."),
+    "train/grad_norm": (
+        "gradient norm",
+        "Norm before clipping: spikes here are updates that clipping has cut.",
+    ),
+}
+_LAST = ("train/lr", "train/grad_norm")
+_NOT_DRAWN = frozenset({"train/nonfinite_skipped"})
+
+
+def _trained(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+    """Loss, its parts, entropy by role, rate, norm: whatever the methods logged."""
+    logged = {name for frame in data.training.values() for name in frame.columns}
+    metrics = {name for name in logged if name.startswith("train/")} - _NOT_DRAWN
+    known = [name for name in _KNOWN if name in metrics and name not in _LAST]
+    others = sorted(metrics - _KNOWN.keys())
+    for metric in [*known, *others, *(name for name in _LAST if name in metrics)]:
+        name = metric.removeprefix("train/")
+        title, caption = _KNOWN.get(metric, (name, f"{name}, as the method logged it."))
+        figure = training_curve(data.training, metric, title, data.models)
+        yield metric.replace("/", "_"), caption, figure
 
 
 def _numbered(name: str, index: int) -> str:

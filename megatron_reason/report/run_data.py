@@ -4,7 +4,7 @@ A stage that is not done is left out; a file that cannot be read is named in `tr
 pictures (`figures.py`), the headline table (`table.py`) and the page (`page.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from megatron_reason.errors import DataError, ReasonError
 from megatron_reason.evaluation.card import CARD, EvalCard, comparable, read_card
 from megatron_reason.evaluation.summary import SUMMARY, EvalSummary, read_summary
 from megatron_reason.files import QUARANTINE, STAGE_MANIFEST, read_json
-from megatron_reason.schema.tables import Kind, read_table, table_path
+from megatron_reason.schema.tables import Kind, table_path
 from megatron_reason.tracking.jsonl import METRICS, read_metrics
 
 PLAN = "plan.json"
@@ -93,8 +93,18 @@ class Measurement:
     model: str
     """A variant, or `base`."""
     summary: EvalSummary
-    generations: pl.DataFrame
     card: EvalCard | None
+    folder: Path
+    answers: pl.DataFrame
+    """Columns problem_id, sample_index, score, num_tokens: what fits in memory of any run."""
+
+    def first_answers(self, problem_ids: Sequence[str]) -> pl.DataFrame:
+        """Whole rows of the generations table: the first sample of each of these problems."""
+        return (
+            pl.scan_parquet(table_path(self.folder, Kind.GENERATIONS))
+            .filter(pl.col("problem_id").is_in(problem_ids), pl.col("sample_index") == 0)
+            .collect()
+        )
 
 
 @dataclass(frozen=True)
@@ -246,11 +256,12 @@ class _Reader:
     def _perplexities(self, stage: StageRecord) -> pl.DataFrame | None:
         """Perplexity and length of a stage's samples, without those that have none."""
         frame = self._read(
-            table_path(stage.folder, Kind.SAMPLES), lambda path: read_table(path, Kind.SAMPLES)
+            table_path(stage.folder, Kind.SAMPLES),
+            lambda path: pl.read_parquet(path, columns=["ppl", "num_tokens"]),
         )
         if frame is None:
             return None
-        return frame.select("ppl", "num_tokens").filter(pl.col("ppl").is_finite()).drop_nulls()
+        return frame.drop_nulls().filter(pl.col("ppl").is_finite())
 
     def _variants_on(self, selection: str) -> Iterator[str]:
         for variant, settings in (self._settings.get("variants") or {}).items():
@@ -264,20 +275,26 @@ class _Reader:
 
     def _measurements(self, stage: StageRecord) -> Iterator[Measurement]:
         """One per set of problems: the run's own in the stage's folder, benchmarks in folders."""
-        own_table = (self._settings.get("eval") or {}).get("table") or "held-out problems"
-        for path in sorted(stage.folder.glob(f"**/{SUMMARY}")):
+        table = (self._settings.get("eval") or {}).get("table")
+        own_set = f"{table} (held out)" if table else "held out"
+        for path in (stage.folder / SUMMARY, *sorted(stage.folder.glob(f"*/{SUMMARY}"))):
             folder = path.parent
             summary = self._read(folder, read_summary)
-            generations = self._read(folder, lambda at: read_table(at, Kind.GENERATIONS))
-            if summary is None or generations is None or stage.variant is None:
+            answers = self._read(table_path(folder, Kind.GENERATIONS), _answers)
+            if summary is None or answers is None or stage.variant is None:
                 continue
             yield Measurement(
-                problem_set=own_table if folder == stage.folder else folder.name,
+                problem_set=own_set if folder == stage.folder else folder.name,
                 model=stage.variant,
                 summary=summary,
-                generations=generations,
                 card=self._read(folder, read_card) if (folder / CARD).is_file() else None,
+                folder=folder,
+                answers=answers,
             )
+
+
+def _answers(path: Path) -> pl.DataFrame:
+    return pl.read_parquet(path, columns=["problem_id", "sample_index", "score", "num_tokens"])
 
 
 def _counts_by_reason(path: Path) -> dict[str, int]:

@@ -3,7 +3,6 @@
 Not here: where the numbers come from (`run_data.py`) and the page (`page.py`).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class Column:
         estimate = row.metrics.get(self.key)
         if estimate is None:
             return ""
-        return f"{self._text(estimate.low)}..{self._text(estimate.high)}"
+        return f"[{self._text(estimate.low)}, {self._text(estimate.high)}]"
 
     def _text(self, number: float) -> str:
         return f"{number * self.scale:.{self.digits}f}"
@@ -57,16 +56,24 @@ class HeadlineRow:
 
 
 @dataclass(frozen=True)
-class HeadlineTable:
-    """All models on one set of problems; `str` of it is for a terminal."""
+class Headline:
+    """The headline table of a run: numbers in `measured`, their texts in `header` and `rows`."""
 
-    problem_set: str
-    rows: tuple[HeadlineRow, ...]
+    measured: tuple[HeadlineRow, ...]
+
+    @property
+    def problem_sets(self) -> list[str]:
+        """What the models were measured on, in order."""
+        return list(dict.fromkeys(row.problem_set for row in self.measured))
+
+    def on(self, problem_set: str) -> "Headline":
+        """The rows of one set of problems."""
+        return Headline(tuple(row for row in self.measured if row.problem_set == problem_set))
 
     @property
     def columns(self) -> list[Column]:
         """pass@1, pass@k for the largest k of all rows, entropy, length, truncation."""
-        names = {name for row in self.rows for name in row.metrics if name.startswith("pass@")}
+        names = {name for row in self.measured for name in row.metrics if name.startswith("pass@")}
         largest = max((int(name.removeprefix("pass@")) for name in names), default=1)
         passes = [Column(f"pass@{k}", f"pass@{k} (%)", 100) for k in sorted({1, largest})]
         return [
@@ -78,66 +85,42 @@ class HeadlineTable:
 
     @property
     def header(self) -> list[str]:
-        """Titles of all columns."""
-        return ["model", *(column.title for column in self.columns), "problems x samples"]
+        """Titles of `rows`."""
+        return [
+            *(["measured on"] if len(self.problem_sets) > 1 else []),
+            "model",
+            *(column.title for column in self.columns),
+            "problems x samples",
+        ]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """One row per model and set of problems, each number followed by its 95 % interval."""
+        columns = self.columns
+        return [
+            [
+                *([row.problem_set] if len(self.problem_sets) > 1 else []),
+                row.model,
+                *(f"{column.value(row)} {column.interval(row)}".strip() for column in columns),
+                row.size,
+            ]
+            for row in self.measured
+        ]
 
     @property
     def entropy_counts(self) -> list[int]:
         """Numbers of answers that entropy was measured on, without repeats."""
-        found = (row.metrics.get("mean_entropy") for row in self.rows)
+        found = (row.metrics.get("mean_entropy") for row in self.measured)
         return sorted({estimate.n for estimate in found if estimate is not None})
 
     def markdown(self) -> str:
-        """The table as markdown, under a heading."""
-        lines = [self.header, ["---"] * len(self.header), *self._one_line_rows()]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"## {self.problem_set}\n\n{body}\n"
-
-    def __str__(self) -> str:
-        """Two lines a model: its numbers, and below them their 95 % intervals."""
-        lines = [self.header, *self._two_line_rows()]
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        head, *body = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-        title = f"{self.problem_set} (below each number, its 95 % interval)"
-        return "\n".join([title, rule, head, rule, *body, rule])
-
-    def _one_line_rows(self) -> Iterator[list[str]]:
-        for row in self.rows:
-            cells = [f"{c.value(row)} [{c.interval(row)}]" for c in self.columns]
-            yield [row.model, *(cell.removesuffix(" []") for cell in cells), row.size]
-
-    def _two_line_rows(self) -> Iterator[list[str]]:
-        for row in self.rows:
-            yield [row.model, *(column.value(row) for column in self.columns), row.size]
-            if row.metrics:
-                yield ["", *(column.interval(row) for column in self.columns), ""]
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The headline tables of a run, one per set of problems; `str` of it is for a terminal."""
-
-    tables: tuple[HeadlineTable, ...]
-
-    @property
-    def rows(self) -> list[HeadlineRow]:
-        """All rows of all tables."""
-        return [row for table in self.tables for row in table.rows]
-
-    def markdown(self) -> str:
-        """All tables as markdown."""
-        return "\n".join(table.markdown() for table in self.tables) or "Nothing was evaluated.\n"
-
-    def __str__(self) -> str:
-        return "\n\n".join(map(str, self.tables)) or "Nothing was evaluated."
+        """The table as markdown, each number with its 95 % interval."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def headline_table(run: Path) -> Headline:
-    """Headline tables of the run in `run`.
+    """Headline table of the run in `run`.
 
     Raises:
         DataError: `run` is no run folder.
@@ -146,16 +129,15 @@ def headline_table(run: Path) -> Headline:
 
 
 def headline_of(data: RunData) -> Headline:
-    """Headline tables of a run that was read; models that were not measured have dashes."""
-    return Headline(tuple(_table(data, name) for name in data.problem_sets))
-
-
-def _table(data: RunData, problem_set: str) -> HeadlineTable:
-    found = {m.model: m.summary for m in data.on(problem_set)}
-    rows = [
-        HeadlineRow(problem_set, model, summary.metrics, summary.num_problems, summary.num_samples)
-        if (summary := found.get(model))
-        else HeadlineRow(problem_set, model, {})
-        for model in data.models
-    ]
-    return HeadlineTable(problem_set, tuple(rows))
+    """Headline table of a run that was read; models that were not measured have no numbers."""
+    found = {(m.problem_set, m.model): m.summary for m in data.measurements}
+    rows: list[HeadlineRow] = []
+    for problem_set in data.problem_sets or ["not measured"]:
+        for model in data.models:
+            summary = found.get((problem_set, model))
+            if summary is None:
+                rows.append(HeadlineRow(problem_set, model, {}))
+            else:
+                sizes = (summary.num_problems, summary.num_samples)
+                rows.append(HeadlineRow(problem_set, model, summary.metrics, *sizes))
+    return Headline(tuple(rows))

@@ -1,12 +1,13 @@
 """Batches and the statistics a model returns for them.
 
 T packed tokens of one micro-batch, S sequences in it. Everything is aligned to *targets*: entry t
-of each `_T` array belongs to the token `target_T[t]` that position t predicts, so no method re-derives
-the shift by one. Not here: how sequences are packed (`engine/packing.py`).
+of each `_T` array belongs to the token `target_T[t]` that position t predicts, so no method
+re-derives the shift by one. Not here: how sequences are packed (`engine/packing.py`).
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with its tensors on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
         }

@@ -205,6 +205,6 @@ def _as_arrow(rows: pl.DataFrame | Iterable[object], schema: pa.Schema, folder: 
 
 def _as_row(record: object) -> dict[str, Any]:
     row = asdict(record)  # type: ignore[call-overload]
-    if hasattr(record, "problem_id"):
-        row["problem_id"] = record.problem_id
+    if (problem_id := getattr(record, "problem_id", None)) is not None:
+        row["problem_id"] = problem_id
     return row

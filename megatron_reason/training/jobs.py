@@ -4,6 +4,7 @@ A job is self-contained: every rank reads it and needs nothing else but the file
 here: doing any of it (`worker.py`).
 """
 
+import importlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from megatron_reason.config.template import TemplateConfig
 from megatron_reason.config.tracking import TrackingConfig
 from megatron_reason.config.train import TrainConfig
 from megatron_reason.curation.base import STAGES, StageConfig
+from megatron_reason.files import read_json
 from megatron_reason.schema.method import METHODS, MethodConfig
 
 
@@ -40,6 +42,8 @@ class _Job(Strict):
     """Folder to write to."""
     seed: int
     """Seed of everything random."""
+    plugins: tuple[str, ...] = ()
+    """Modules to import before anything of theirs is looked up."""
 
 
 class TrainJob(_Job):
@@ -98,5 +102,8 @@ _JOBS: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")
 
 
 def read_job(path: Path) -> Job:
-    """Parse the job file `path`."""
-    return _JOBS.validate_json(path.read_text(encoding="utf-8"))
+    """Parse the job file `path`, whose plug-ins are imported first."""
+    job = read_json(path)
+    for module in job.get("plugins", ()):
+        importlib.import_module(module)
+    return _JOBS.validate_python(job)

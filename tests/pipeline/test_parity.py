@@ -26,7 +26,7 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
     monkeypatch.setattr(
         "megatron_reason.pipeline.parity._transformers_logprobs",
-        lambda source, ids: _transformers_logprobs(other, ids),
+        lambda _source, ids: _transformers_logprobs(other, ids),
     )
     with pytest.raises(ConversionError, match="nats in a token's log-probability"):
         conversion.verify(model, [])

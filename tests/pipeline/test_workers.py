@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,8 @@ from megatron_reason.curation.score import ScoreConfig
 from megatron_reason.errors import LaunchError
 from megatron_reason.pipeline.workers import launcher_for, run_on_ranks
 from megatron_reason.training.jobs import StageJob
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_a_cluster_that_nobody_knows_is_refused():
@@ -33,3 +39,33 @@ def test_a_worker_that_cannot_go_on_says_why(tmp_path):
     assert "there is no table of samples here" in caught.value.what
     assert json.loads((tmp_path / "jobs" / "scored.json").read_text())["kind"] == "stage"
     assert str(tmp_path / "logs" / "scored.log") in caught.value.way_out
+
+
+def test_workers_import_the_plug_ins_of_a_run(tmp_path):
+    (tmp_path / "my_stage_plugin.py").write_text(
+        "from typing import Literal\n"
+        "from megatron_reason.curation.base import Stage, StageConfig, stage\n"
+        "class MineConfig(StageConfig):\n"
+        "    stage: Literal['mine'] = 'mine'\n"
+        "    size: int = 0\n"
+        "@stage\n"
+        "class Mine(Stage[MineConfig]):\n"
+        "    config_class = MineConfig\n"
+    )
+    job = {
+        "kind": "stage", "plugins": ["my_stage_plugin"], "model": {"path": "none"},
+        "model_folder": "none", "output": "out", "seed": 0, "inputs": {}, "template": {},
+        "stage": {"stage": "mine", "name": "x", "size": 3},
+    }  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    reading = (
+        "import sys; from pathlib import Path\n"
+        "from megatron_reason.training.jobs import read_job\n"
+        "print(read_job(Path(sys.argv[1])).stage.size)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", reading, str(tmp_path / "job.json")],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "3"

@@ -50,7 +50,7 @@ def make_run(folder: Path) -> Path:
             write_eval(stage_folder, row["variant"], rng)
         elif row["kind"] == "train":
             _train(stage_folder, row["variant"])
-    _curate(folder, {row["name"]: folder / row["folder"] for row in plan}, rng)
+    _curate({row["name"]: folder / row["folder"] for row in plan}, rng)
     for row in plan:
         if row["kind"] != "report":
             finish(folder / row["folder"], row["name"], row["kind"])
@@ -129,7 +129,7 @@ def _train(folder: Path, variant: str) -> None:
     sink.close()
 
 
-def _curate(run: Path, folders: dict[str, Path], rng: np.random.Generator) -> None:
+def _curate(folders: dict[str, Path], rng: np.random.Generator) -> None:
     pool = _samples(rng.lognormal(2.0, 0.35, 180), rng, Status.OK, "teacher")
     errors = _samples(1 + rng.lognormal(0.2, 0.6, 90), rng, Status.WRONG, "self")
     write_table(folders["teacher_ppl"], Kind.SAMPLES, pool)

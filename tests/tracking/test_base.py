@@ -1,4 +1,5 @@
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_reason.config.tracking import TrackingConfig
 from megatron_reason.tracking.base import open_sinks
@@ -21,4 +22,6 @@ def test_all_sinks_go_on_from_the_resume_point(tmp_path):
             opened.log(step, {"x": 1.0})
         opened.close()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("x")] == [1, 2]
