@@ -2,12 +2,13 @@
 
 import os
 import tempfile
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch.multiprocessing.spawn import spawn as start
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 
 def spawn(
@@ -15,16 +16,28 @@ def spawn(
 ) -> None:
     """Call `function(rank, world_size, *args)` in `world_size` processes joined by gloo.
 
-    `function` must be importable (top level of a module). The first failing rank's traceback is
-    raised here. Without `megatron` the CPU adaptation, and its slow import, are left out.
+    `function` must be importable (top level of a module). When ranks fail, the traceback of the one
+    that failed first is raised here: the others mostly report that it has gone. Without `megatron`
+    the CPU adaptation, and its slow import, are left out.
     """
     with tempfile.TemporaryDirectory() as folder:
-        rendezvous = str(Path(folder) / "rendezvous")
-        start(_enter, args=(world_size, rendezvous, function, args, megatron), nprocs=world_size)
+        try:
+            start_processes(
+                _enter,
+                args=(world_size, folder, function, args, megatron),
+                nprocs=world_size,
+                start_method="spawn",
+            )
+        except ProcessException as error:
+            reports = sorted(Path(folder).glob("rank*"), key=lambda path: path.stat().st_mtime_ns)
+            if not reports:
+                raise
+            first = reports[0]
+            raise AssertionError(f"{first.name} failed first:\n{first.read_text()}") from error
 
 
 def _enter(
-    rank: int, world_size: int, rendezvous: str, function: Callable[..., None], args: Any,
+    rank: int, world_size: int, folder: str, function: Callable[..., None], args: Any,
     megatron: bool,
 ) -> None:  # fmt: skip
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -35,11 +48,14 @@ def _enter(
 
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
     try:
         with platform.cpu() if megatron else nullcontext():
             function(rank, world_size, *args)
         dist.barrier()
+    except BaseException:
+        Path(folder, f"rank{rank}").write_text(traceback.format_exc(), encoding="utf-8")
+        raise
     finally:
         dist.destroy_process_group()

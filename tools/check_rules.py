@@ -78,18 +78,24 @@ TESTED_BY: dict[str, str] = {
     "cli/options.py": "cli/test_run.py",  # the options that verbs share
     "config/*.py": "config/test_load.py",  # fields and bounds, seen through loading
     "curation/base.py": "curation/test_curation_line.py",  # the Stage protocol
+    "engine/checkpoint.py": "training/test_offline.py",  # saved and resumed by real workers
     "engine/forward.py": "engine/test_invariance.py",
     "engine/startup.py": "engine/test_invariance.py",
     "engine/topology.py": "engine/test_invariance.py",
     "engine/update.py": "engine/test_invariance.py",
+    "evaluation/card.py": "evaluation/test_run.py",  # what an evaluation writes
+    "evaluation/summary.py": "evaluation/test_run.py",  # what an evaluation writes
     "evaluation/benchmarks/*.py": "evaluation/test_base.py",  # tables of values
     "generation/base.py": "generation/test_open.py",  # the Engine protocol
     "generation/chat_templates/*.py": "generation/test_templates.py",  # tables of values
+    "generation/hf_folder.py": "generation/test_vllm_engine.py",  # weights of another model
     "generation/vllm_process.py": "generation/test_vllm_engine.py",  # the engine's other half
     "launch/base.py": "launch/test_local.py",  # the Launcher protocol
     "models/families/*.py": "models/test_architecture.py",  # tables of values
     "rewards/base.py": "rewards/test_pool.py",  # the Reward protocol
     "schema/topology.py": "engine/test_invariance.py",  # a frozen record
+    "training/duties.py": "training/test_offline.py",  # what real workers do
+    "training/worker.py": "training/test_offline.py",  # started by torchrun, killed with -9
     "training/jobs.py": "training/test_offline.py",  # frozen records
 }
 

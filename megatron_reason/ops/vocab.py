@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _SLAB_ELEMENTS = 1 << 20
-"""Logits worked on at once on a CPU: 4 MiB in float32. Out of cache every pass costs 5 times more."""
+"""Logits worked on at once on a CPU, 4 MiB in float32: out of cache a pass costs 5 times more."""
 
 
 @dataclass(frozen=True)

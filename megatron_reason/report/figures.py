@@ -248,7 +248,7 @@ def accuracy_and_entropy(
             marker=look[name].marker, linestyle="none",
         )  # fmt: skip
     ax.set_ylim(bottom=0)
-    ax.set_title(f"{title}: pass@1 (%)")
+    ax.set_title(f"{title}: pass@1 (%) against entropy")
     ax.set_xlabel("entropy of the answers (nats per token)")
     _legend_below(figure)
     return figure
@@ -256,7 +256,7 @@ def accuracy_and_entropy(
 
 @_styled
 def lengths_by_verdict(answers: Mapping[str, pl.DataFrame], title: str) -> Figure | None:
-    """Lengths of right and of wrong answers, two boxes per model (LESE, Table 2).
+    """Lengths of right and of other answers, two boxes per model (LESE, Table 2).
 
     Args:
         answers: `score` and `num_tokens` of each model's answers.
@@ -279,7 +279,7 @@ def lengths_by_verdict(answers: Mapping[str, pl.DataFrame], title: str) -> Figur
     ax.margins(x=0.15)
     ax.grid(axis="y", visible=False)
     ax.set_title(f"{title}: tokens per answer")
-    for color, label in ((_RIGHT, "right"), (_WRONG, "wrong")):
+    for color, label in ((_RIGHT, "right"), (_WRONG, "not right")):
         ax.plot([], [], "s", color=color, label=label)
     _legend_below(figure)
     return figure
@@ -370,9 +370,12 @@ def _draw_box(ax: Axes, place: float, lengths: pl.Series, color: str) -> None:
 def _smoothed(
     steps: NDArray[np.int64], values: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Means over windows, each placed at its window's middle update."""
+    """Means of the finite values in windows, each placed at its window's middle update."""
     window = len(values) // 20
-    means = np.convolve(values, np.full(window, 1 / window), "valid").astype(np.float64)
+    ones, is_finite = np.ones(window), np.isfinite(values)
+    sums = np.convolve(np.where(is_finite, values, 0.0), ones, "valid")
+    counts = np.convolve(is_finite.astype(float), ones, "valid")
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0.5)
     return steps[window // 2 :][: len(means)], means
 
 

@@ -109,8 +109,7 @@ def build_report(run: Path) -> Path:
         version=__version__,
         model=(data.settings.get("model") or {}).get("path", "unknown model"),
         data=data,
-        unfinished=[s.name for s in data.stages if not s.is_there and s.kind != "report"],
-        outdated=[s.name for s in data.stages if s.state == "changed" and s.kind != "report"],
+        stages=[stage for stage in data.stages if stage.kind != "report"],
         incomparable=data.incomparable(),
         tables={name: headline.on(name) for name in headline.problem_sets},
         sections=[_section(section, folder) for section in _sections(data)],
@@ -128,28 +127,47 @@ def build_report(run: Path) -> Path:
 def examples(measurements: Sequence[Measurement], count: int = _NUM_EXAMPLES) -> list[Example]:
     """Problems with every model's first answer; those that models differ on come first.
 
+    Behind them comes one answer of every status that is not among these.
+
     Args:
         measurements: of several models on one set of problems.
-        count: most problems given.
+        count: most problems given with every model's answer.
     """
     if not measurements:
         return []
-    firsts = pl.concat(m.answers.filter(pl.col("sample_index") == 0) for m in measurements)
+    answers = pl.concat(m.answers.with_columns(model=pl.lit(m.model)) for m in measurements)
+    firsts = answers.filter(pl.col("sample_index") == 0)
     chosen = (
         firsts.group_by("problem_id")
-        .agg(agreement=((pl.col("score") > 0).mean() - 0.5).abs())
-        .sort("agreement", "problem_id")
+        .agg(difference=((pl.col("score") > 0).mean() - 0.5).abs())
+        .sort("difference", "problem_id")
         .head(count)["problem_id"]
         .to_list()
     )
-    by_problem: dict[str, list[dict[str, Any]]] = {key: [] for key in chosen}
-    for measurement in measurements:
-        for row in measurement.first_answers(chosen).iter_rows(named=True):
-            by_problem[row["problem_id"]].append(row | {"model": measurement.model})
+    shown = firsts.filter(pl.col("problem_id").is_in(chosen))
+    rare = answers.filter(~pl.col("status").is_in(shown["status"].to_list())).unique(
+        "status", keep="first", maintain_order=True
+    )
+    rows = _whole(measurements, pl.concat([shown, rare]))
+    first_rows, rare_rows = rows[: len(shown)], rows[len(shown) :]
+    groups = [[row for row in first_rows if row["problem_id"] == key] for key in chosen]
+    groups += [[row] for row in rare_rows]
     return [
-        Example(rows[0]["problem"], rows[0]["answer"], [_answer(row) for row in rows])
-        for rows in by_problem.values()
+        Example(group[0]["problem"], group[0]["answer"], [_answer(row) for row in group])
+        for group in groups
     ]
+
+
+def _whole(measurements: Sequence[Measurement], wanted: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows with their texts, in the order in which they are wanted."""
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for measurement in measurements:
+        keys = wanted.filter(pl.col("model") == measurement.model)
+        for row in measurement.whole(keys).iter_rows(named=True):
+            key = (measurement.model, row["problem_id"], row["sample_index"])
+            found[key] = row | {"model": measurement.model}
+    columns = ("model", "problem_id", "sample_index")
+    return [found[key] for key in wanted.select(columns).iter_rows()]
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
@@ -211,7 +229,7 @@ def _answered(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
         yield (
             _numbered("lengths", index),
             "Boxes hold the middle half of the answers, whiskers reach from 5 to 95 %, the white "
-            "line is the median: wrong answers that pile up at the limit were cut off.",
+            "line is the median: other answers that pile up at the limit were cut off.",
             lengths_by_verdict({m.model: m.answers for m in found}, name),
         )
 

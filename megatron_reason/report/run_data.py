@@ -4,7 +4,7 @@ A stage that is not done is left out; a file that cannot be read is named in `tr
 pictures (`figures.py`), the headline table (`table.py`) and the page (`page.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ ENVIRONMENT = "environment.json"
 SELECTION = "selection.json"
 BASE = "base"
 
+_ANSWER_COLUMNS = ["problem_id", "sample_index", "status", "score", "num_tokens"]
 _UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, yaml.YAMLError, pl.exceptions.PolarsError,
 )  # fmt: skip
@@ -96,15 +97,18 @@ class Measurement:
     card: EvalCard | None
     folder: Path
     answers: pl.DataFrame
-    """Columns problem_id, sample_index, score, num_tokens: what fits in memory of any run."""
+    """Columns problem_id, sample_index, status, score, num_tokens: what fits in any memory."""
 
-    def first_answers(self, problem_ids: Sequence[str]) -> pl.DataFrame:
-        """Whole rows of the generations table: the first sample of each of these problems."""
-        return (
-            pl.scan_parquet(table_path(self.folder, Kind.GENERATIONS))
-            .filter(pl.col("problem_id").is_in(problem_ids), pl.col("sample_index") == 0)
-            .collect()
-        )
+    def whole(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """Whole rows of the generations table, texts included.
+
+        Args:
+            keys: columns problem_id and sample_index of the wanted rows.
+        """
+        generations = pl.scan_parquet(table_path(self.folder, Kind.GENERATIONS))
+        return generations.join(
+            keys.lazy(), on=["problem_id", "sample_index"], how="semi", maintain_order="left"
+        ).collect()
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class _Reader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._troubles: list[str] = []
+        self._troubles: dict[str, None] = {}
         settings = self._read(folder / CONFIG, lambda path: yaml.safe_load(path.read_text("utf-8")))
         self._settings: dict[str, Any] = settings if isinstance(settings, dict) else {}
         self._curate = {row.get("name"): row for row in self._settings.get("curate") or []}
@@ -195,7 +199,7 @@ class _Reader:
             },
             measurements=[m for s in stages if s.kind == "eval" for m in self._measurements(s)],
             settings=self._settings,
-            troubles=self._troubles,
+            troubles=[*self._troubles],
         )
 
     def _read(self, path: Path, read: Callable[[Path], T]) -> T | None:
@@ -205,14 +209,14 @@ class _Reader:
         try:
             return read(path)
         except ReasonError as error:
-            self._troubles.append(f"{error.where}: {error.what}")
+            self._troubles[f"{error.where}: {error.what}"] = None
         except _UNREADABLE as error:
-            self._troubles.append(f"{path}: {type(error).__name__}: {error}")
+            self._troubles[f"{path}: {type(error).__name__}: {error}"] = None
         return None
 
     def _stage(self, row: Mapping[str, Any]) -> StageRecord:
         folder = self._folder / row["folder"]
-        manifest = self._read(folder / STAGE_MANIFEST, read_json)
+        manifest = self._read(folder / STAGE_MANIFEST, _read_object)
         described = StageRecord(
             folder=folder,
             name=row["name"],
@@ -239,7 +243,7 @@ class _Reader:
         rows = self._perplexities(stage)
         if rows is None:
             return None
-        details = self._read(stage.folder / SELECTION, read_json) or {}
+        details = self._read(stage.folder / SELECTION, _read_object) or {}
         edges, counts = details.get("edges") or [], details.get("target") or []
         pool = self._curate.get(stage.name, {}).get("table", "")
         candidates = self._perplexities(by_name[pool]) if pool in by_name else None
@@ -279,7 +283,7 @@ class _Reader:
         own_set = f"{table} (held out)" if table else "held out"
         for path in (stage.folder / SUMMARY, *sorted(stage.folder.glob(f"*/{SUMMARY}"))):
             folder = path.parent
-            summary = self._read(folder, read_summary)
+            summary = self._read(path, lambda at: read_summary(at.parent))
             answers = self._read(table_path(folder, Kind.GENERATIONS), _answers)
             if summary is None or answers is None or stage.variant is None:
                 continue
@@ -287,14 +291,21 @@ class _Reader:
                 problem_set=own_set if folder == stage.folder else folder.name,
                 model=stage.variant,
                 summary=summary,
-                card=self._read(folder, read_card) if (folder / CARD).is_file() else None,
+                card=self._read(folder / CARD, lambda at: read_card(at.parent)),
                 folder=folder,
                 answers=answers,
             )
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(str(path), "this is no JSON object.", "Run the stage again.")
+    return value
+
+
 def _answers(path: Path) -> pl.DataFrame:
-    return pl.read_parquet(path, columns=["problem_id", "sample_index", "score", "num_tokens"])
+    return pl.read_parquet(path, columns=_ANSWER_COLUMNS)
 
 
 def _counts_by_reason(path: Path) -> dict[str, int]:

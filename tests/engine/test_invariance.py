@@ -9,7 +9,7 @@ from tests.distributed import spawn
 from tests.engine import invariance
 
 
-def compare(rank: int, world_size: int, layout: tuple[int, int, int], folder: str) -> None:  # noqa: ARG001
+def compare(rank: int, world_size: int, layout: tuple[int, int, int], folder: str) -> None:
     expected_loss, expected = invariance.reference(Path(folder))
     for name, batch in invariance.BATCHES.items():
         scratch = Path(folder) / "scratch" / "-".join(map(str, layout))

@@ -13,7 +13,7 @@ def rates(total: int, **settings: object) -> list[float]:
     return [learning_rate(config, update, total) for update in range(total)]
 
 
-def check_schedules(rank: int, world_size: int) -> None:  # noqa: ARG001
+def check_schedules(rank: int, world_size: int) -> None:
     cosine = rates(10, warmup_fraction=0.2, min_lr=1e-4)
     assert cosine[:2] == pytest.approx([5e-4, 1e-3])
     assert cosine[2] == pytest.approx(1e-3)

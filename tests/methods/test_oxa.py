@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tests.distributed import spawn
 
 from megatron_reason.ops.token_stats import token_stats_from_logits
 from megatron_reason.schema.batch import Role
 from megatron_reason.schema.method import create_method
 from tests import fixture_f
+from tests.distributed import spawn
 from tests.loss import loss_and_gradient, sharded_loss_and_gradient
 
 # METHODS 2.5, card OXA_Full: CE over {A, C}, UL over {B, D}, alpha = 1e-4.

@@ -4,7 +4,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from tests.distributed import spawn
 
 
-def packed_equals_alone(rank: int, world_size: int) -> None:  # noqa: ARG001
+def packed_equals_alone(rank: int, world_size: int) -> None:
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.transformer_config import TransformerConfig
 

@@ -33,7 +33,7 @@ def samples() -> list[TokenizedSample]:
     ]  # fmt: skip
 
 
-def families_agree(rank: int, world_size: int, layout: tuple[int, int], root: str) -> None:  # noqa: ARG001
+def families_agree(rank: int, world_size: int, layout: tuple[int, int], root: str) -> None:
     from megatron_reason.config.train import BatchConfig
     from megatron_reason.engine.prepass import score_sequences
     from megatron_reason.engine.startup import load_model
@@ -71,7 +71,7 @@ def test_every_family_agrees_with_transformers(layout: tuple[int, int], tmp_path
 
 
 def smollm2_agrees(
-    rank: int, world_size: int, layout: tuple[int, int], folder: str, expected: list[float]  # noqa: ARG001
+    rank: int, world_size: int, layout: tuple[int, int], folder: str, expected: list[float]
 ) -> None:  # fmt: skip
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from transformers import AutoTokenizer
@@ -112,7 +112,7 @@ def test_smollm2_agrees_with_transformers_on_real_text(
     spawn(smollm2_agrees, layout[0] * layout[1], layout, str(smollm2), expected)
 
 
-def rotary_frequencies(rank: int, world_size: int, folder: str) -> None:  # noqa: ARG001
+def rotary_frequencies(rank: int, world_size: int, folder: str) -> None:
     from megatron_reason.engine.topology import init_topology
     from megatron_reason.models.build import build_model
 

@@ -25,7 +25,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def round_trips(rank: int, world_size: int, layout: tuple[int, int], root: str) -> None:  # noqa: ARG001
+def round_trips(rank: int, world_size: int, layout: tuple[int, int], root: str) -> None:
     from megatron_reason.engine.startup import load_model
     from megatron_reason.engine.topology import init_topology
     from megatron_reason.models.exporter import export_hf
@@ -65,7 +65,7 @@ def test_round_trip_is_bitwise_for_every_family(layout: tuple[int, int], tmp_pat
         )
 
 
-def overrides_and_refusals(rank: int, world_size: int, root: str) -> None:  # noqa: ARG001
+def overrides_and_refusals(rank: int, world_size: int, root: str) -> None:
     from megatron_reason.engine.startup import load_model
     from megatron_reason.engine.topology import init_topology
     from megatron_reason.models.exporter import export_hf

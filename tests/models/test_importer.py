@@ -12,7 +12,7 @@ from tests.distributed import spawn
 from tests.models import tiny
 
 
-def refuses_what_does_not_fit(rank: int, world_size: int, root: str) -> None:  # noqa: ARG001
+def refuses_what_does_not_fit(rank: int, world_size: int, root: str) -> None:
     from megatron_reason.engine.startup import load_model
     from megatron_reason.engine.topology import init_topology
 

@@ -16,7 +16,7 @@ from tests.engine import invariance
 from tests.models import tiny
 
 
-def norms_in_one_process(rank: int, world_size: int) -> None:  # noqa: ARG001
+def norms_in_one_process(rank: int, world_size: int) -> None:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_reason.models.norm import RMSNorm
@@ -39,8 +39,8 @@ def test_norm_is_the_definition() -> None:
 
 
 def compare(
-    rank: int,  # noqa: ARG001
-    world_size: int,  # noqa: ARG001
+    rank: int,
+    world_size: int,
     layout: tuple[int, int, int],
     options: dict[str, Any],
     folder: str,

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tests.distributed import spawn
 
 from megatron_reason.errors import PlatformError
 from megatron_reason.ops.token_stats import HeadOptions, token_stats, token_stats_from_logits
 from tests import fixture_f
+from tests.distributed import spawn
 
 TINY_CHUNKS = HeadOptions(tokens_per_chunk=3, saved_logits_bytes=0)
 

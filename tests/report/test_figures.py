@@ -54,6 +54,14 @@ def test_long_curves_are_running_means_over_the_raw_line():
     assert max(abs(mean.get_ydata() - (mean.get_xdata() + 4.5))) < 1e-9
 
 
+def test_a_number_that_is_not_finite_leaves_the_running_mean_alone():
+    values = [1.0] * 100
+    values[50] = float("nan")
+    frame = pl.DataFrame({"step": range(1, 101), "x": values})
+    _, mean = training_curve({"sft": frame}, "x", "x", MODELS).axes[0].lines
+    assert list(mean.get_ydata()) == pytest.approx([1.0] * 96)
+
+
 def test_pass_at_k_bands_are_the_intervals(data):
     summaries = {m.model: m.summary for m in data.measurements}
     figure = pass_at_k_curves(summaries, "set", MODELS)

@@ -3,11 +3,13 @@ import shutil
 from html.parser import HTMLParser
 
 import numpy as np
+import polars as pl
 import pytest
 
 from megatron_reason.errors import DataError
 from megatron_reason.report.page import build_report, examples
 from megatron_reason.report.run_data import read_run
+from megatron_reason.schema.tables import Kind, read_table, write_table
 from tests.report.runs import NUM_PROBLEMS, VARIANTS, folder_of, write_eval
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -115,11 +117,11 @@ def test_markdown_twin_has_the_same_numbers(run, page):
     assert f"[{low:.1f}, {high:.1f}]" in page.text("small")
 
 
-def test_pictures_of_an_earlier_report_go(run):
+def test_a_second_report_is_the_same_and_drops_pictures_it_does_not_make(run, page):
     (run / "report" / "train_old.png").write_bytes(b"old")
-    first = build_report(run).read_bytes()
-    assert not (run / "report" / "train_old.png").exists()
+    first = (run / "report" / "index.html").read_bytes()
     assert build_report(run).read_bytes() == first
+    assert not (run / "report" / "train_old.png").exists()
 
 
 def test_examples_begin_where_models_differ(run):
@@ -131,6 +133,24 @@ def test_examples_begin_where_models_differ(run):
     assert spread == sorted(spread)
     assert [a.model for a in shown[0].answers] == ["base", *VARIANTS]
     assert len(examples(data.on(problem_set), count=2)) == 2
+
+
+def test_every_verdict_that_occurs_is_shown(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    table = read_table(folder_of(run, "eval-sft"), Kind.GENERATIONS)
+    is_late = pl.col("sample_index") == 2
+    late = table.with_columns(
+        status=pl.when(is_late).then(pl.lit("timeout")).otherwise("status"),
+        score=pl.when(is_late).then(0.0).otherwise("score"),
+    )
+    write_table(folder_of(run, "eval-sft"), Kind.GENERATIONS, late)
+    data = read_run(run)
+    *first, last = examples(data.on(data.problem_sets[0]), count=2)
+    assert [(answer.model, answer.status) for answer in last.answers] == [("sft", "timeout")]
+    statuses = {answer.status for example in first for answer in example.answers}
+    assert statuses <= {"ok", "wrong", "no_answer"}
+    everything = {a.status for e in [*first, last] for a in e.answers}
+    assert everything == {"ok", "wrong", "no_answer", "timeout"}
 
 
 def test_very_long_answers_lose_their_middle(finished_run, tmp_path):

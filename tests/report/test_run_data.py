@@ -53,7 +53,8 @@ def test_a_damaged_file_is_named_and_costs_only_its_own_part(run, stage, file, c
     assert damaged.is_file()
     damaged.write_bytes(content)
     data = read_run(run)
-    if not (file == "metrics.jsonl" and content in (b"", b"[]")):
+    # The last line of metrics may be unfinished.
+    if file != "metrics.jsonl" or content.endswith(b"\n"):
         (trouble,) = data.troubles
         assert damaged.name in trouble
     assert len(data.measurements) >= len(VARIANTS)

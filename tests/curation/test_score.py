@@ -1,0 +1,70 @@
+"""The stage `score` on the real model: perplexities by definition, and what it sets aside."""
+
+import math
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from megatron_reason.config.template import TemplateConfig
+from megatron_reason.curation.base import build_stage
+from megatron_reason.curation.score import ScoreConfig, tokenize
+from megatron_reason.generation.templates import load_template
+from megatron_reason.schema.records import Finish, Status
+from megatron_reason.schema.tables import Kind, read_table
+from tests.curation.stages import context, sample, write_samples
+from tests.distributed import spawn
+
+TEXTS = ("Half of 48 is 24, so the answer is 72.", "48 plus 24 is 72.", "x", "It is green.")
+
+
+def test_what_is_scored_follows_the_context(smollm2: Path) -> None:
+    template = load_template(TemplateConfig(), smollm2)
+    row = {"sample_id": "a", "response": TEXTS[1], "finish": Finish.GIVEN,
+           "messages": [{"role": "user", "content": "Sum?"}]}  # fmt: skip
+    alone = tokenize(row, template, "response_only")
+    assert template.tokenizer.decode(list(alone.ids)) == TEXTS[1]
+    assert alone.num_targets == len(alone.ids) - 1
+    whole = tokenize(row, template, "prompt")
+    assert whole.ids[-alone.num_targets :] != alone.ids[1:]
+    assert whole.num_targets == len(template.response_ids(TEXTS[1]))
+    cut = tokenize({**row, "finish": Finish.LENGTH}, template, "prompt")
+    assert whole.ids[: len(cut.ids)] == cut.ids
+    assert cut.num_targets == whole.num_targets - len(template.turn_end_ids)
+
+
+def run_stage(rank: int, world_size: int, model: str, table: str, output: str) -> None:
+    from dataclasses import replace
+
+    from megatron_reason.engine.topology import init_topology
+
+    config = ScoreConfig(name="scored", table="t", where="correct", max_tokens=40)
+    stage = build_stage(config)
+    setting = context(Path(output), {"t": Path(table)}, model_folder=Path(model))
+    result = stage.run(replace(setting, topology=init_topology(stage.parallel())))
+    assert dict(result.counts) == {"nothing to score": 1, "longer than max_tokens": 1}
+
+
+@pytest.mark.slow
+def test_perplexities_are_those_of_transformers(smollm2: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [sample(i, response=t, status=Status.OK) for i, t in enumerate((*TEXTS[:3], "1 " * 40))]
+    rows.append(sample(9, response=TEXTS[3], status=Status.WRONG))
+    write_samples(tmp_path / "in", rows)
+    spawn(run_stage, 1, str(smollm2), str(tmp_path / "in"), str(tmp_path / "out"))
+    scored = read_table(tmp_path / "out", Kind.SAMPLES, filled=["ppl", "mean_entropy", "scorer"])
+    assert sorted(scored["response"]) == sorted(TEXTS[:2])
+    assert len(pl.read_parquet(tmp_path / "out/quarantine.parquet")) == 2
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    reference = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    for row in scored.iter_rows(named=True):
+        ids = torch.tensor([tokenizer(row["response"])["input_ids"]])
+        with torch.no_grad():
+            loss = reference(ids, labels=ids).loss.item()
+        assert row["num_tokens"] == ids.shape[1] - 1
+        # The stage computes in bfloat16, the reference in float32.
+        assert row["ppl"] == pytest.approx(math.exp(loss), rel=0.05)
+        assert row["nll_sum"] == pytest.approx(math.log(row["ppl"]) * row["num_tokens"])
+        assert row["scorer"].endswith(":response_only")
