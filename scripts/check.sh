@@ -15,7 +15,7 @@ check() {
 
 check "ruff: faults" .venv/bin/ruff check .
 check "ruff: layout" .venv/bin/ruff format --check .
-check "import-linter: which room may look where" .venv/bin/lint-imports --no-cache
+check "import-linter: which room may look where" .venv/bin/lint-imports --no-cache --no-logo
 check "house rules" "$PYTHON" tools/check_rules.py
 check "basedpyright: types" .venv/bin/basedpyright --pythonpath "$PYTHON"
 

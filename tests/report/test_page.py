@@ -113,7 +113,7 @@ def test_markdown_twin_has_the_same_numbers(run, page):
         for name in ("value", "low", "high")
     )
     assert f"| {value:.1f} [{low:.1f}, {high:.1f}] |" in lines[2]
-    assert f"{value:.1f}" in page.text("td")
+    assert f"{value:.1f}" in page.text("span")
     assert f"[{low:.1f}, {high:.1f}]" in page.text("small")
 
 
