@@ -6,6 +6,7 @@ the context does nothing. Enter it before Megatron is imported. Not here: choice
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -53,6 +54,14 @@ def name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} thread(s) per process"
+
+
+def accelerators() -> str:
+    """Which optional GPU libraries are installed, for the log."""
+    optional = ("transformer_engine", "apex", "flash_attn")
+    found = [module for module in optional if importlib.util.find_spec(module) is not None]
+    missing = [module for module in optional if module not in found]
+    return f"found {', '.join(found) or 'none'}; without {', '.join(missing) or 'none'}"
 
 
 def peak_memory_gb() -> float:

@@ -62,7 +62,10 @@ def parallel_world(parallel: ParallelConfig, *, seed: int) -> Iterator[Topology]
     try:
         torch.manual_seed(seed)
         topology = init_topology(parallel, seed=seed)
-        _LOG.info("%s on %s", topology.describe(), platform.name())
+        _LOG.info(
+            "%s on %s; optional accelerators: %s",
+            topology.describe(), platform.name(), platform.accelerators(),
+        )  # fmt: skip
         yield topology
         dist.barrier()
     finally:

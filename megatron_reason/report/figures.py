@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from megatron_reason.evaluation.summary import EvalSummary
+from megatron_reason.report.numbers import bin_edges
 from megatron_reason.report.run_data import BASE, Selection
 
 __all__ = [
@@ -43,8 +44,6 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _INK, _SOFT, _POOL = "#1B1F24", "#5B6470", "#C9CED6"
 _RIGHT, _WRONG = "#0072B2", "#D55E00"
 _WIDTH_IN = 5.0
-_NUM_BINS = 24
-_SHOWN_SHARE = 0.98
 _FEW_POINTS, _MANY_POINTS = 30, 80
 _SMALL = 0.01
 _STYLE: dict[Any, Any] = {
@@ -118,9 +117,7 @@ def distributions(
     strips = _strips(selections, models)
     if not strips:
         return None
-    values = np.concatenate([strip.rows[column].to_numpy().astype(float) for strip in strips])
-    low, high = values.min(), np.quantile(values, _SHOWN_SHARE)
-    edges = np.linspace(low, max(high, low + 1e-6), _NUM_BINS + 1)
+    edges = bin_edges(selections, column)
     figure = Figure(figsize=(_WIDTH_IN, 0.6 + 0.72 * len(strips)))
     axes: list[Axes] = list(figure.subplots(len(strips), 1, sharex=True, squeeze=False)[:, 0])
     for ax, strip in zip(axes, strips, strict=True):

@@ -27,6 +27,12 @@ from megatron_reason.report.figures import (
     pass_at_k_curves,
     training_curve,
 )
+from megatron_reason.report.numbers import (
+    length_numbers,
+    metric_numbers,
+    selection_numbers,
+    training_numbers,
+)
 from megatron_reason.report.run_data import CONFIG, ENVIRONMENT, Measurement, RunData, read_run
 from megatron_reason.report.table import headline_of, headline_table
 
@@ -84,7 +90,7 @@ class Example:
 
 
 def build_report(run: Path) -> Path:
-    """Write `report/index.html`, `report/table.md` and the page's figures as PNGs.
+    """Write `report/index.html`, `report/table.md`, and each figure as PNG and as CSV.
 
     What is missing or illegible is said on the page.
 
@@ -97,7 +103,7 @@ def build_report(run: Path) -> Path:
     data = read_run(run)
     headline = headline_of(data)
     folder = run / "report"
-    for old in folder.glob("*.png"):
+    for old in (*folder.glob("*.png"), *folder.glob("*.csv")):
         old.unlink()
     template = files("megatron_reason.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(
@@ -191,12 +197,22 @@ def _shortened(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class _Plot:
+    """A figure before it is encoded."""
+
+    name: str
+    caption: str
+    figure: Figure | None
+    numbers: pl.DataFrame
+    """What it shows."""
+
+
+@dataclass(frozen=True)
 class _Drawn:
     """A section before its figures are encoded."""
 
     title: str
-    figures: Iterable[tuple[str, str, Figure | None]]
-    """Name, caption, figure."""
+    plots: Iterable[_Plot]
     absence: str
 
 
@@ -210,47 +226,53 @@ def _sections(data: RunData) -> Iterator[_Drawn]:
     yield _Drawn("Training", _trained(data), "No variant has been trained yet.")
 
 
-def _answered(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+def _answered(data: RunData) -> Iterator[_Plot]:
     for index, name in enumerate(data.problem_sets):
-        found = data.on(name)
-        yield (
+        summaries = {m.model: m.summary for m in data.on(name)}
+        answers = {m.model: m.answers for m in data.on(name)}
+        yield _Plot(
             _numbered("pass_at_k", index),
             "Share of problems solved by at least one of k answers (unbiased estimate): higher is "
             "better, and where two 95 % bands overlap much this run does not tell the models "
             "apart.",
-            pass_at_k_curves({m.model: m.summary for m in found}, name, data.models),
+            pass_at_k_curves(summaries, name, data.models),
+            metric_numbers(summaries, "pass@*"),
         )
-        yield (
+        yield _Plot(
             _numbered("entropy", index),
             "Crosses span 95 % intervals: up is more accurate, and a model far to the left of the "
             "base model has lost alternatives to try.",
-            accuracy_and_entropy({m.model: m.summary for m in found}, name, data.models),
+            accuracy_and_entropy(summaries, name, data.models),
+            metric_numbers(summaries, "pass@1", "mean_entropy"),
         )
-        yield (
+        yield _Plot(
             _numbered("lengths", index),
             "Boxes hold the middle half of the answers, whiskers reach from 5 to 95 %, the white "
             "line is the median: other answers that pile up at the limit were cut off.",
-            lengths_by_verdict({m.model: m.answers for m in found}, name),
+            lengths_by_verdict(answers, name),
+            length_numbers(answers),
         )
 
 
-def _selected(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+def _selected(data: RunData) -> Iterator[_Plot]:
     pools = dict.fromkeys(selection.pool for selection in data.selections)
     for index, pool in enumerate(pools):
         selections = [s for s in data.selections if s.pool == pool]
         kind = "errors to suppress" if selections[0].role == "negative" else "truths to imitate"
-        yield (
+        yield _Plot(
             _numbered("perplexity", index),
             f"Perplexity of {kind}, candidates grey and behind each selection (strips to their own "
             "height, triangle: median, dashed: distribution aimed at, last bin: all beyond): "
             "further right is less likely under the base model.",
             distributions(selections, "ppl", data.models),
+            selection_numbers(selections, "ppl"),
         )
-        yield (
+        yield _Plot(
             _numbered("tokens", index),
             "The same responses by length: a strip that leaves the grey behind it shows that "
             "selecting by perplexity also selected by length.",
             distributions(selections, "num_tokens", data.models),
+            selection_numbers(selections, "num_tokens"),
         )
 
 
@@ -289,7 +311,7 @@ _LAST = ("train/lr", "train/grad_norm")
 _NOT_DRAWN = frozenset({"train/nonfinite_skipped"})
 
 
-def _trained(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
+def _trained(data: RunData) -> Iterator[_Plot]:
     """Loss, its parts, entropy by role, rate, norm: whatever the methods logged."""
     logged = {name for frame in data.training.values() for name in frame.columns}
     metrics = {name for name in logged if name.startswith("train/")} - _NOT_DRAWN
@@ -299,7 +321,8 @@ def _trained(data: RunData) -> Iterator[tuple[str, str, Figure | None]]:
         name = metric.removeprefix("train/")
         title, caption = _KNOWN.get(metric, (name, f"{name}, as the method logged it."))
         figure = training_curve(data.training, metric, title, data.models)
-        yield metric.replace("/", "_"), caption, figure
+        numbers = training_numbers(data.training, metric)
+        yield _Plot(metric.replace("/", "_"), caption, figure, numbers)
 
 
 def _numbered(name: str, index: int) -> str:
@@ -308,19 +331,19 @@ def _numbered(name: str, index: int) -> str:
 
 def _section(drawn: _Drawn, folder: Path) -> Section:
     pictures = [
-        _saved(name, caption, figure, folder)
-        for name, caption, figure in drawn.figures
-        if figure is not None
+        _saved(plot, plot.figure, folder) for plot in drawn.plots if plot.figure is not None
     ]
     return Section(drawn.title, pictures, drawn.absence)
 
 
-def _saved(name: str, caption: str, figure: Figure, folder: Path) -> Picture:
+def _saved(plot: _Plot, figure: Figure, folder: Path) -> Picture:
     png = as_png(figure)
-    with atomic_path(folder / f"{name}.png") as path:
+    with atomic_path(folder / f"{plot.name}.png") as path:
         path.write_bytes(png)
+    with atomic_path(folder / f"{plot.name}.csv") as path:
+        plot.numbers.write_csv(path)
     encoded = base64.b64encode(png).decode()
-    return Picture(name, caption, f"data:image/png;base64,{encoded}")
+    return Picture(plot.name, plot.caption, f"data:image/png;base64,{encoded}")
 
 
 def _text(path: Path) -> str:

@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import os
 import signal
+import warnings
 from pathlib import Path
 
 from megatron_reason import platform
@@ -21,6 +22,8 @@ def main() -> None:
     job_file: Path = parser.parse_args().job
     _die_with_launcher()
     setup_logging(rank=int(os.environ.get("RANK", "0")))
+    # Every rank would repeat what the one line at the start says of missing accelerators.
+    warnings.filterwarnings("ignore", module=r"megatron\.|torch\.distributed")
     with platform.cpu():
         from megatron_reason.training.duties import run_job
         from megatron_reason.training.jobs import read_job

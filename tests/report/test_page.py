@@ -79,6 +79,7 @@ def test_pictures_stand_in_the_page_and_beside_it(run, page):
                 "tokens_2", "train_loss", "train_ce", "train_ul", "train_entropy_demo",
                 "train_entropy_negative", "train_lr", "train_grad_norm"}  # fmt: skip
     assert files.keys() == {f"{name}.png" for name in expected}
+    assert {path.stem for path in (run / "report").glob("*.csv")} == set(expected)
     assert all(img["alt"] for img in page.all("img"))
 
 
@@ -119,9 +120,10 @@ def test_markdown_twin_has_the_same_numbers(run, page):
 
 def test_a_second_report_is_the_same_and_drops_pictures_it_does_not_make(run, page):
     (run / "report" / "train_old.png").write_bytes(b"old")
+    (run / "report" / "train_old.csv").write_bytes(b"old")
     first = (run / "report" / "index.html").read_bytes()
     assert build_report(run).read_bytes() == first
-    assert not (run / "report" / "train_old.png").exists()
+    assert not list((run / "report").glob("train_old.*"))
 
 
 def test_examples_begin_where_models_differ(run):
