@@ -6,6 +6,7 @@ another name and renamed when complete, so what carries the name can be loaded. 
 export to Hugging Face (`models/exporter.py`).
 """
 
+import queue
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.errors import CheckpointError
@@ -53,6 +55,7 @@ def save_checkpoint(trainable: Trainable, folder: Path, progress: Progress, keep
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
+    _keep_results_in_process()
     dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(partial))
     dist.barrier()
     if trainable.topology.rank == 0:
@@ -90,12 +93,30 @@ def load_latest(
             f"this checkpoint was made with another {', '.join(differing)}.",
             "Use the settings it was made with, or remove the folder to begin anew.",
         )
+    _make_optimizer_state(trainable)
     sharded = _sharded_state(trainable, is_loading=True)
     state = cast(dict[str, Any], dist_checkpointing.load(sharded, str(found[-1])))
     trainable.model.module.load_state_dict(state["model"])
     trainable.optimizer.load_state_dict(state["optimizer"])
     _LOG.info("resumed from %s after update %d", found[-1].name, progress.update)
     return progress
+
+
+def _make_optimizer_state(trainable: Trainable) -> None:
+    """Create the moments that loading fills in place; torch's AdamW makes them in its first step."""
+    for optimizer in getattr(trainable.optimizer, "chained_optimizers", [trainable.optimizer]):
+        optimizer._init_optimizer_states_with_dummy_values()
+
+
+def _keep_results_in_process() -> None:
+    """Let Megatron's writer hand its results back through a plain queue.
+
+    By default it starts a manager process, which asynchronous saves need and ours do not: a rank
+    killed with -9 would leave it behind for ever.
+    """
+    writer: Any = filesystem_async
+    if writer._results_queue is None:
+        writer._results_queue = queue.Queue()
 
 
 def _complete(folder: Path) -> list[Path]:
