@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch import Tensor
 
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.errors import CheckpointError
@@ -25,6 +27,7 @@ from megatron_reason.logs import get_logger
 _LOG = get_logger(__name__)
 _LATEST = "latest_checkpointed_iteration.txt"
 _STATE = "train_state.json"
+_ADAMW_STEP = "adamw_step"
 _SHARDING = {"distrib_optim_sharding_type": "dp_reshardable"}
 
 
@@ -59,7 +62,8 @@ def save_checkpoint(trainable: Trainable, folder: Path, progress: Progress, keep
     dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(partial))
     dist.barrier()
     if trainable.topology.rank == 0:
-        write_json(partial / _STATE, asdict(progress))
+        steps = [int(state["step"]) for state in _adamw_states(trainable)]
+        write_json(partial / _STATE, {**asdict(progress), _ADAMW_STEP: max(steps, default=None)})
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         write_text(folder / _LATEST, f"{progress.update}\n")
@@ -84,7 +88,9 @@ def load_latest(
     found = _complete(folder)
     if not found:
         return None
-    progress = Progress(**read_json(found[-1] / _STATE))
+    stored = read_json(found[-1] / _STATE)
+    adamw_step: int | None = stored.pop(_ADAMW_STEP)
+    progress = Progress(**stored)
     if differing := sorted(
         name for name, value in fingerprint.items() if progress.fingerprint.get(name) != value
     ):
@@ -98,12 +104,27 @@ def load_latest(
     state = cast(dict[str, Any], dist_checkpointing.load(sharded, str(found[-1])))
     trainable.model.module.load_state_dict(state["model"])
     trainable.optimizer.load_state_dict(state["optimizer"])
+    if adamw_step is not None:
+        for moments in _adamw_states(trainable):
+            # One tensor each: Megatron gives all of them the same, which every step then counts up
+            # as often as there are parameters.
+            moments["step"] = torch.tensor(float(adamw_step))
     _LOG.info("resumed from %s after update %d", found[-1].name, progress.update)
     return progress
 
 
+def _adamw_states(trainable: Trainable) -> list[dict[str, Tensor]]:
+    """States of torch's AdamW that count steps; Megatron does not bring their counts back.
+
+    The optimizers of Transformer Engine and apex count per parameter group, which it does restore.
+    """
+    optimizers = getattr(trainable.optimizer, "chained_optimizers", [trainable.optimizer])
+    states = [state for optimizer in optimizers for state in optimizer.optimizer.state.values()]
+    return [state for state in states if "step" in state]
+
+
 def _make_optimizer_state(trainable: Trainable) -> None:
-    """Create the moments that loading fills in place; torch's AdamW makes them in its first step."""
+    """Create the moments that loading fills in place; AdamW makes them in its first step."""
     for optimizer in getattr(trainable.optimizer, "chained_optimizers", [trainable.optimizer]):
         optimizer._init_optimizer_states_with_dummy_values()
 
