@@ -1,6 +1,7 @@
 """The loop over a fixed table: order, update, log, save; one for every method without rollouts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ from megatron_reason.logs import get_logger, progress
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import Method, TrainState, build_method
 from megatron_reason.schema.tables import Kind, read_table, table_path
-from megatron_reason.schema.topology import Topology
-from megatron_reason.tracking.base import open_sinks
+from megatron_reason.tracking.base import FanOut, open_sinks
 from megatron_reason.training.jobs import TrainJob
 
 _LOG = get_logger(__name__)
@@ -84,21 +84,28 @@ def train(job: TrainJob, trainable: Trainable) -> None:
     if start.update == 0:
         _self_test(data, trainable)
     guard = NonFiniteGuard(job.output / "crash_report", job.train.max_nonfinite_updates)
-    log = _metric_log(job, topology, start.update)
+    # One voice for the whole job; the other ranks log to nothing.
+    sinks = (
+        open_sinks(job.track, job.output, resume_after=start.update)
+        if topology.speaks
+        else FanOut(())
+    )
     _LOG.info(
         "%s: %d updates, %s", job.method.name, total,
         ", ".join(f"{count} {role}" for role, count in plan.counts.items()),
     )  # fmt: skip
-    with progress(f"train {job.output.name}", total, "updates", shown=topology.rank == 0) as bar:
+    with (
+        closing(sinks),
+        progress(f"train {job.output.name}", total, "updates", shown=topology.rank == 0) as bar,
+    ):
         bar.advance(start.update)
         state = start
         while state.update < total:
             state, metrics = _one_update(job, trainable, method, data, state, total, guard)
-            log(state.update, metrics)
+            sinks.log(state.update, metrics)
             bar.advance(1, _note(metrics))
             if state.update % job.train.checkpoint.every == 0 or state.update == total:
                 save_checkpoint(trainable, checkpoints, state, job.train.checkpoint.keep)
-    log(-1, {})
 
 
 def fingerprint(job: TrainJob) -> dict[str, str]:
@@ -147,23 +154,6 @@ def _self_test(data: TrainingSet, trainable: Trainable) -> None:
     else:
         score([[samples[0]], samples, samples[::-1]])
     dist.barrier()
-
-
-def _metric_log(
-    job: TrainJob, topology: Topology, done: int
-) -> Callable[[int, Mapping[str, float]], None]:
-    """Function that writes metrics on the one rank that speaks; step -1 closes the sinks."""
-    if not topology.speaks:
-        return lambda step, values: None  # noqa: ARG005 - silent ranks
-    sinks = open_sinks(job.track, job.output, resume_after=done)
-
-    def log(step: int, values: Mapping[str, float]) -> None:
-        if step < 0:
-            sinks.close()
-        else:
-            sinks.log(step, values)
-
-    return log
 
 
 def _note(metrics: Mapping[str, float]) -> str:
