@@ -149,6 +149,26 @@ def wilson(num_correct: int, num_samples: int, level: float = 0.95) -> Estimate:
     return Estimate(share, max(centre - half, 0.0), min(centre + half, 1.0), num_samples)
 
 
+def mean_share(shares: Sequence[float], *, seed: int, num_samples: int) -> Estimate:
+    """Mean over problems of shares in [0, 1], with a 95 % interval.
+
+    The bootstrap's interval, but Wilson's over problems where every share is 0 or every share is 1:
+    drawing equal values anew shows no spread, and an interval of width 0 would claim certainty.
+
+    Args:
+        shares: one per problem.
+        seed: of the draws.
+        num_samples: samples behind the shares, for the record.
+
+    Raises:
+        DataError: nothing to average.
+    """
+    if set(shares) in ({0.0}, {1.0}):
+        bounds = wilson(int(sum(shares)), len(shares))
+        return Estimate(bounds.value, bounds.low, bounds.high, num_samples)
+    return bootstrap(shares, [1.0] * len(shares), seed=seed, num_samples=num_samples)
+
+
 def _share_of_top(votes: Sequence[str | None], wanted: str) -> float:
     """Probability that `wanted` wins the vote, ties broken by lot."""
     counts = Counter(vote for vote in votes if vote is not None)

@@ -11,7 +11,13 @@ import polars as pl
 
 from megatron_reason.errors import DataError
 from megatron_reason.evaluation.card import read_card
-from megatron_reason.evaluation.estimators import Estimate, bootstrap, maj_at_k, pass_at_k
+from megatron_reason.evaluation.estimators import (
+    Estimate,
+    bootstrap,
+    maj_at_k,
+    mean_share,
+    pass_at_k,
+)
 from megatron_reason.files import read_json, write_json
 from megatron_reason.schema.records import Finish, Status
 from megatron_reason.schema.tables import Kind, read_table, write_table
@@ -58,9 +64,10 @@ def summarise(generations: pl.DataFrame, *, seed: int) -> EvalSummary:
         )
     n = sizes.pop()
     metrics = {
-        name: _over_problems([value(group) for group in groups], groups, seed)
-        for name, value in _per_problem(n, seed).items()
+        name: mean_share([share(group) for group in groups], seed=seed, num_samples=len(generations))
+        for name, share in _shares(n, seed).items()
     }
+    metrics["mean_length"] = _length(groups, seed)
     if generations["mean_entropy"].count():
         metrics["mean_entropy"] = _entropy(groups, seed)
     return EvalSummary(
@@ -109,8 +116,8 @@ def read_summary(folder: Path) -> EvalSummary:
     return EvalSummary(metrics=metrics, **stored)
 
 
-def _per_problem(n: int, seed: int) -> dict[str, Callable[[pl.DataFrame], float]]:
-    """Metrics whose value is the mean over problems of a function of one problem's samples."""
+def _shares(n: int, seed: int) -> dict[str, Callable[[pl.DataFrame], float]]:
+    """Metrics that are the mean over problems of a share, in [0, 1], of one problem's samples."""
 
     def passes(k: int) -> Callable[[pl.DataFrame], float]:
         return lambda group: pass_at_k(n, _num_correct(group), k)
@@ -120,7 +127,6 @@ def _per_problem(n: int, seed: int) -> dict[str, Callable[[pl.DataFrame], float]
         f"maj@{n}": lambda group: maj_at_k(
             group["extracted"].to_list(), (group["status"] == Status.OK).to_list(), n, seed=seed
         ),
-        "mean_length": lambda group: int(group["num_tokens"].sum()) / n,
         "truncated_fraction": lambda group: _share(group["finish"] == Finish.LENGTH),
         "no_answer_fraction": lambda group: _share(group["status"] == Status.NO_ANSWER),
     }
@@ -139,9 +145,10 @@ def _share(is_so: pl.Series) -> float:
     return int(is_so.sum()) / len(is_so)
 
 
-def _over_problems(values: Sequence[float], groups: Sequence[pl.DataFrame], seed: int) -> Estimate:
-    num_samples = sum(len(group) for group in groups)
-    return bootstrap(values, [1.0] * len(values), seed=seed, num_samples=num_samples)
+def _length(groups: Sequence[pl.DataFrame], seed: int) -> Estimate:
+    sums = [float(group["num_tokens"].sum()) for group in groups]
+    counts = [len(group) for group in groups]
+    return bootstrap(sums, counts, seed=seed, num_samples=sum(counts))
 
 
 def _entropy(groups: Sequence[pl.DataFrame], seed: int) -> Estimate:

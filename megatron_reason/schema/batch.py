@@ -34,6 +34,12 @@ class Stat(StrEnum):
     """Differentiable log-probability of the target, in nats."""
     ENTROPY = "entropy"
     """Differentiable entropy of the full next-token distribution, in nats."""
+    KL_REF = "kl_ref"
+    """Differentiable KL divergence from the model to a reference, full vocabulary, in nats."""
+    TOP1 = "top1"
+    """Largest probability, and whether the target has it; without gradient."""
+    SUM_P2 = "sum_p2"
+    """Sum of the squared probabilities (collision probability); without gradient."""
 
 
 @dataclass(frozen=True)
@@ -118,3 +124,11 @@ class TokenStats:
     """[T]: log p(target), in nats; differentiable."""
     entropy_T: Tensor
     """[T]: entropy over the whole vocabulary, in nats; differentiable."""
+    kl_ref_T: Tensor | None = None
+    """[T]: sum_j p_j (log p_j - log q_j) to the reference q, in nats; differentiable in p."""
+    top1_prob_T: Tensor | None = None
+    """[T]: largest probability; no gradient."""
+    is_top1_T: Tensor | None = None
+    """bool [T]: whether the target is the most probable token."""
+    sum_p2_T: Tensor | None = None
+    """[T]: sum of squared probabilities; no gradient."""

@@ -6,7 +6,13 @@ import pytest
 
 from megatron_reason import pass_at_k
 from megatron_reason.errors import DataError
-from megatron_reason.evaluation.estimators import avg_at_n, bootstrap, maj_at_k, wilson
+from megatron_reason.evaluation.estimators import (
+    avg_at_n,
+    bootstrap,
+    maj_at_k,
+    mean_share,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +115,17 @@ def test_bootstrap_covers_the_truth_although_samples_are_clustered():
         found = bootstrap(correct, [16] * 40, seed=trial, num_samples=640, num_draws=500)
         covered += found.low <= 0.5 <= found.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_equal_outcomes_do_not_give_an_interval_of_width_zero():
+    """0 of 20 problems solved: the interval is Wilson's over problems, not [0, 0]."""
+    none = mean_share([0.0] * 20, seed=0, num_samples=80)
+    assert (none.value, none.low, none.n) == (0.0, pytest.approx(0.0, abs=1e-12), 80)
+    assert none.high == pytest.approx(0.161125, abs=1e-6)
+    every = mean_share([1.0] * 20, seed=0, num_samples=80)
+    assert (every.low, every.high) == (pytest.approx(1 - 0.161125, abs=1e-6), 1.0)
+    mixed = mean_share([0.0, 0.5], seed=0, num_samples=8)
+    assert mixed == bootstrap([0.0, 0.5], [1, 1], seed=0, num_samples=8)
 
 
 def test_wilson_reference_values():
