@@ -1,13 +1,16 @@
-"""Statistics of one vocabulary shard, and merging the shards of a tensor-parallel group.
+"""Statistics of the rows of one vocabulary shard, and merging those of several.
 
-T tokens, V columns of this rank's shard, R ranks. One all-gather of [3, T] per call replaces the
-usual MAX and SUM all-reduces; ranks merge in the same order, so all hold bitwise equal results.
+T tokens, V columns of this rank's shard, R parts of the vocabulary, K numbers per row. One
+all-gather of [K, T] per call replaces the usual MAX and SUM all-reduces; ranks merge in the same
+order, so all hold bitwise equal results.
 
-Source: METHODS 10.1-10.2 (the primitive and its gradient). The entropies merge by the chain rule
-H = sum_r w_r (H_r + lse - lse_r), which never subtracts large numbers. Not here: the LM head.
+Source: METHODS 10.1-10.4. Entropies and divergences merge by their chain rules,
+H = sum_r w_r (H_r - log w_r) and KL = sum_r w_r (KL_r + log w_r - log v_r) with w_r, v_r the two
+distributions' shares of part r: no large number is ever subtracted from another. Not here: how the
+statistics of a part come about (`rows.py`, `kernels/`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,9 +20,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_SLAB_ELEMENTS = 1 << 20
-"""Logits worked on at once on a CPU, 4 MiB in float32: out of cache a pass costs 5 times more."""
 
 
 @dataclass(frozen=True)
@@ -58,128 +58,106 @@ class VocabShard:
 
 @dataclass(frozen=True)
 class RowStats:
-    """Log-sum-exp, entropy and target logit of each row, over the whole vocabulary."""
+    """Statistics of each row over some columns: a part of the vocabulary, or all of it.
 
-    lse_T: Tensor
+    Probabilities are those among these columns. Everything is relative to the largest logit, so
+    that an offset common to a row's logits costs no digit.
+    """
+
+    max_logit_T: Tensor
+    """[T]: largest logit; the lowest finite number where there is no column."""
+    log_sum_T: Tensor
+    """[T]: log of the sum of exp(logit - max_logit); -inf where there is no column."""
     entropy_T: Tensor
+    """[T]: entropy, nats."""
     target_logit_T: Tensor
+    """[T]: logit of the target; 0 where it is not among the columns."""
+    sum_p2_T: Tensor | None = None
+    """[T]: sum of squared probabilities."""
+    ref_max_logit_T: Tensor | None = None
+    """[T]: `max_logit_T` of the reference."""
+    ref_log_sum_T: Tensor | None = None
+    """[T]: `log_sum_T` of the reference."""
+    kl_T: Tensor | None = None
+    """[T]: sum of p (log p - log q) to the reference q, nats."""
 
     @property
     def logprob_T(self) -> Tensor:
-        """[T]: log p(target)."""
-        return self.target_logit_T - self.lse_T
+        """[T]: log p(target); of the whole vocabulary only."""
+        return (self.target_logit_T - self.max_logit_T) - self.log_sum_T
+
+    @property
+    def top1_prob_T(self) -> Tensor:
+        """[T]: largest probability."""
+        return (-self.log_sum_T).exp()
+
+    @property
+    def is_top1_T(self) -> Tensor:
+        """Bool [T]: whether no column has a larger logit than the target."""
+        return self.target_logit_T >= self.max_logit_T
+
+    def __getitem__(self, rows: slice) -> "RowStats":
+        present, values = self.fields()
+        return RowStats(**dict(zip(present, (value[rows] for value in values), strict=True)))
+
+    def fields(self) -> tuple[list[str], list[Tensor]]:
+        """Names and values of the statistics that are there, in a fixed order."""
+        present = {name: value for name, value in vars(self).items() if value is not None}
+        return list(present), list(present.values())
 
 
-def row_stats(
-    logits_TV: Tensor, target_T: Tensor, shard: VocabShard, temperature: float = 1.0
-) -> RowStats:
-    """Statistics of each row, merged over the shard's group.
+def concatenated(parts: Sequence[RowStats]) -> RowStats:
+    """Rows of several chunks of tokens, one after the other; at least one chunk."""
+    present, _ = parts[0].fields()
+    columns = zip(*(part.fields()[1] for part in parts), strict=True)
+    return RowStats(**{name: torch.cat(c) for name, c in zip(present, columns, strict=True)})
+
+
+def merged_over(group: "ProcessGroup | None", local: RowStats) -> RowStats:
+    """Statistics over the columns of all ranks; one all-gather of [K, T], none without a group."""
+    if group is None:
+        return local
+    present, values = local.fields()
+    local_KT = torch.stack(values)
+    gathered = [torch.empty_like(local_KT) for _ in range(group.size())]
+    dist.all_gather(gathered, local_KT, group=group)
+    whole = dict(zip(present, torch.stack(gathered, dim=1).unbind(), strict=True))
+    return merge(RowStats(**whole))
+
+
+def merge(parts_RT: RowStats) -> RowStats:
+    """Statistics over all columns.
 
     Args:
-        logits_TV: [T, V] any floating type, this rank's columns; computed on in float32 or wider.
-        target_T: [T] int64, global column of the target.
-        shard: which columns these are.
-        temperature: divides the logits.
-    """
-    parts = [
-        _local_stats(_prepared(slab, shard, temperature), target, shard)
-        for slab, target in _slabs(logits_TV, target_T)
-    ]
-    local = torch.cat(parts, dim=1) if parts else logits_TV.new_zeros(3, 0, dtype=_wide(logits_TV))
-    if shard.group is None:
-        return RowStats(*local.unbind())
-    gathered = [torch.empty_like(local) for _ in range(shard.group.size())]
-    dist.all_gather(gathered, local, group=shard.group)
-    return _merge(torch.stack(gathered, dim=1))
-
-
-def row_gradient(  # noqa: PLR0913 - rows, their statistics and their cotangents
-    logits_TV: Tensor, target_T: Tensor, shard: VocabShard, stats: RowStats,
-    grad_logprob_T: Tensor, grad_entropy_T: Tensor | None, temperature: float = 1.0,
-) -> Tensor:  # fmt: skip
-    """d(loss)/d(logits) of this shard; needs no communication.
+        parts_RT: those of R disjoint sets of columns; every value is [R, T].
 
     Returns:
-        [T, V], dtype of the logits: (g_lp (1[j = x] - p_j) - g_H p_j (log p_j + H)) / temperature,
-        0 for padding.
-
-    Source: METHODS 10.1.
+        [T] each.
     """
-    grad_TV = torch.empty_like(logits_TV)
-    begin = 0
-    for slab, target in _slabs(logits_TV, target_T):
-        rows = slice(begin, begin + len(slab))
-        values = _prepared(slab, shard, temperature)
-        entropy = None if grad_entropy_T is None else (stats.entropy_T[rows], grad_entropy_T[rows])
-        part = _slab_gradient(values, stats.lse_T[rows], grad_logprob_T[rows], entropy)
-        if shard.num_valid:
-            column, is_here = shard.local_target(target)
-            part.scatter_add_(1, column[:, None], (grad_logprob_T[rows] * is_here)[:, None])
-        grad_TV[rows, : shard.num_valid] = part if temperature == 1.0 else part / temperature
-        begin += len(slab)
-    grad_TV[:, shard.num_valid :] = 0
-    return grad_TV
+    max_T, log_sum_T, log_share_RT = _shares(parts_RT.max_logit_T, parts_RT.log_sum_T)
+    share_RT = log_share_RT.exp()
+    is_empty_RT = share_RT == 0
+    entropy_RT = (parts_RT.entropy_T - log_share_RT).masked_fill(is_empty_RT, 0)
+    sum_p2_T = ref_max_T = ref_log_sum_T = kl_T = None
+    if parts_RT.sum_p2_T is not None:
+        sum_p2_T = (share_RT.square() * parts_RT.sum_p2_T).sum(dim=0)
+    if parts_RT.kl_T is not None:
+        assert parts_RT.ref_max_logit_T is not None, "kl_T comes with the reference's maxima"
+        assert parts_RT.ref_log_sum_T is not None, "kl_T comes with the reference's sums"
+        ref_max_T, ref_log_sum_T, log_ref_share_RT = _shares(
+            parts_RT.ref_max_logit_T, parts_RT.ref_log_sum_T
+        )
+        kl_RT = (parts_RT.kl_T + log_share_RT - log_ref_share_RT).masked_fill(is_empty_RT, 0)
+        kl_T = (share_RT * kl_RT).sum(dim=0)
+    return RowStats(
+        max_T, log_sum_T, (share_RT * entropy_RT).sum(dim=0), parts_RT.target_logit_T.sum(dim=0),
+        sum_p2_T, ref_max_T, ref_log_sum_T, kl_T,
+    )  # fmt: skip
 
 
-def _slab_gradient(
-    logits_TV: Tensor, lse_T: Tensor, grad_logprob_T: Tensor,
-    entropy: tuple[Tensor, Tensor] | None,
-) -> Tensor:  # fmt: skip
-    """The part of the gradient that every column has; `entropy` is H and its cotangent."""
-    logprob_TV = logits_TV - lse_T[:, None]
-    prob_TV = logprob_TV.exp()
-    if entropy is None:
-        return prob_TV.mul_(-grad_logprob_T[:, None])
-    entropy_T, grad_entropy_T = entropy
-    factor_TV = logprob_TV.add_(entropy_T[:, None]).mul_(grad_entropy_T[:, None])
-    # p = 0 at a logit of -inf: 0 x -inf is NaN, and the limit is 0.
-    return prob_TV.mul_(factor_TV.add_(grad_logprob_T[:, None]).neg_()).nan_to_num_(nan=0.0)
-
-
-def _slabs(logits_TV: Tensor, target_T: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows in pieces that a core's cache holds; all at once where there are thousands of cores."""
-    rows = len(logits_TV)
-    if logits_TV.device.type == "cpu":
-        rows = max(1, _SLAB_ELEMENTS // max(logits_TV.shape[1], 1))
-    yield from zip(logits_TV.split(max(rows, 1)), target_T.split(max(rows, 1)), strict=True)
-
-
-def _prepared(logits_TV: Tensor, shard: VocabShard, temperature: float) -> Tensor:
-    """Real columns, widened, tempered."""
-    values_TV = logits_TV[:, : shard.num_valid].to(_wide(logits_TV))
-    return values_TV if temperature == 1.0 else values_TV / temperature
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _local_stats(logits_TV: Tensor, target_T: Tensor, shard: VocabShard) -> Tensor:
-    """[3, T]: log-sum-exp, entropy and target logit (0 if elsewhere) within the shard."""
-    if not shard.num_valid:
-        zero_T = logits_TV.new_zeros(len(logits_TV))
-        return torch.stack([zero_T - torch.inf, zero_T, zero_T])
-    max_T = logits_TV.amax(dim=1)
-    shifted_TV = logits_TV - max_T[:, None]
-    weight_TV = shifted_TV.exp()
-    sum_T = weight_TV.sum(dim=1)
-    # A logit of -inf has weight 0 and must not contribute 0 x -inf.
-    moment_T = weight_TV.mul_(shifted_TV.clamp_(min=torch.finfo(logits_TV.dtype).min)).sum(dim=1)
-    column_T, is_here_T = shard.local_target(target_T)
-    target_logit_T = logits_TV.gather(1, column_T[:, None])[:, 0]
-    log_sum_T = sum_T.log()
-    return torch.stack(
-        [
-            max_T + log_sum_T,
-            log_sum_T - moment_T / sum_T,
-            torch.where(is_here_T, target_logit_T, 0.0),
-        ]
-    )
-
-
-def _merge(parts_3RT: Tensor) -> RowStats:
-    lse_RT, entropy_RT, target_logit_RT = parts_3RT.unbind()
-    lse_T = torch.logsumexp(lse_RT, dim=0)
-    share_RT = (lse_RT - lse_T).exp()
-    within_RT = torch.where(share_RT > 0, entropy_RT + lse_T - lse_RT, 0.0)
-    return RowStats(lse_T, (share_RT * within_RT).sum(dim=0), target_logit_RT.sum(dim=0))
+def _shares(max_RT: Tensor, log_sum_RT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[T] maximum and log-sum over all parts, and [R, T] log of each part's share."""
+    max_T = max_RT.amax(dim=0)
+    log_sum_RT = (max_RT - max_T) + log_sum_RT
+    log_sum_T = torch.logsumexp(log_sum_RT, dim=0)
+    return max_T, log_sum_T, log_sum_RT - log_sum_T

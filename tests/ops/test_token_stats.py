@@ -1,36 +1,62 @@
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_reason.errors import PlatformError
 from megatron_reason.ops.token_stats import HeadOptions, token_stats, token_stats_from_logits
+from megatron_reason.schema.batch import Stat, TokenStats
 from tests import fixture_f
 from tests.distributed import spawn
+from tests.ops.fixture_kl import KL_REF, REF_LOGITS
 
 TINY_CHUNKS = HeadOptions(tokens_per_chunk=3, saved_logits_bytes=0)
+EXTRAS = frozenset({Stat.TOP1, Stat.SUM_P2})
+
+
+def blend(stats: TokenStats) -> torch.Tensor:
+    """A scalar that depends on every differentiable statistic, differently for each token."""
+    weights = torch.linspace(-1, 1, len(stats.logprob_T), dtype=stats.logprob_T.dtype)
+    total = stats.logprob_T.sin() * weights + stats.entropy_T.square()
+    return (total if stats.kl_ref_T is None else total + stats.kl_ref_T.exp() * weights).sum()
+
+
+def assert_same(found: TokenStats, expected: TokenStats, **tolerance: float) -> None:
+    for name, value in vars(expected).items():
+        own = getattr(found, name)
+        assert (own is None) == (value is None), name
+        if value is not None:
+            torch.testing.assert_close(own, value, **tolerance)
 
 
 def sharded_golden(rank: int, world_size: int) -> None:
     """Every rank holds ceil(5 / world) columns, the last ones padded; all must see G0."""
-    group = torch.distributed.group.WORLD if world_size > 1 else None
+    group = dist.group.WORLD if world_size > 1 else None
     columns = -(-5 // world_size)
-    padded = torch.nn.functional.pad(fixture_f.LOGITS, (0, columns * world_size - 5), value=99.0)
-    local = padded[:, rank * columns : (rank + 1) * columns].clone().requires_grad_()
+    padding = (0, columns * world_size - 5)
+    own = slice(rank * columns, (rank + 1) * columns)
+    padded = torch.nn.functional.pad(fixture_f.LOGITS, padding, value=99.0)
+    local = padded[:, own].clone().requires_grad_()
+    ref = torch.nn.functional.pad(REF_LOGITS, padding, value=-99.0)[:, own]
     stats = token_stats_from_logits(
-        local, fixture_f.TARGET, tp_group=group, vocab_size=5, options=TINY_CHUNKS
-    )
+        local, fixture_f.TARGET, tp_group=group, vocab_size=5, options=TINY_CHUNKS,
+        extras=EXTRAS, reference_logits=ref,
+    )  # fmt: skip
     torch.testing.assert_close(stats.logprob_T, fixture_f.LOGPROB, atol=1e-9, rtol=0)
     torch.testing.assert_close(stats.entropy_T, fixture_f.ENTROPY, atol=1e-9, rtol=0)
-    weights = torch.linspace(-1, 1, 8, dtype=torch.float64)
-    ((stats.logprob_T * weights) + stats.entropy_T.square()).sum().backward()
+    torch.testing.assert_close(stats.kl_ref_T, KL_REF, atol=1e-9, rtol=0)
+    blend(stats).backward()
     dense = fixture_f.LOGITS.clone().requires_grad_()
-    oracle = token_stats_from_logits(dense, fixture_f.TARGET, backend="reference")
-    ((oracle.logprob_T * weights) + oracle.entropy_T.square()).sum().backward()
-    assert local.grad is not None
+    oracle = token_stats_from_logits(
+        dense, fixture_f.TARGET, backend="reference", extras=EXTRAS,
+        reference_logits=REF_LOGITS,
+    )  # fmt: skip
+    blend(oracle).backward()
+    assert_same(stats, oracle)
     assert dense.grad is not None
-    full = torch.nn.functional.pad(dense.grad, (0, columns * world_size - 5))
-    torch.testing.assert_close(
-        local.grad, full[:, rank * columns : (rank + 1) * columns], atol=1e-12, rtol=0
-    )
+    expected = torch.nn.functional.pad(dense.grad, padding)[:, own]
+    torch.testing.assert_close(local.grad, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
@@ -41,27 +67,36 @@ def test_golden_statistics_on_sharded_logits(world_size: int) -> None:
         spawn(sharded_golden, world_size, megatron=False)
 
 
-def sharded_head(rank: int, world_size: int, backend: str) -> None:
-    torch.manual_seed(0)
-    hidden = torch.randn(17, 8, dtype=torch.float64)
-    weight = torch.randn(12, 8, dtype=torch.float64)
-    target = torch.randint(0, 11, (17,))
-    live = hidden.clone().requires_grad_()
+def head_case() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """17 tokens of a vocabulary of 11, padded to 12; a reference of another width."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"hidden": (17, 8), "weight": (12, 8), "ref_hidden": (17, 3), "ref_weight": (12, 3)}
+    tensors = {
+        name: torch.randn(*shape, generator=draw, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+    return tensors, torch.randint(0, 11, (17,), generator=draw)
+
+
+def sharded_head(rank: int, world_size: int, backend: Any) -> None:
+    case, target = head_case()
     rows = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
-    shard = weight[rows].clone().requires_grad_()
+    hidden = case["hidden"].clone().requires_grad_()
+    shard = case["weight"][rows].clone().requires_grad_()
     stats = token_stats(
-        live, shard, target, tp_group=torch.distributed.group.WORLD, vocab_size=11,
-        temperature=0.7, backend=backend, options=TINY_CHUNKS,
+        hidden, shard, target, tp_group=dist.group.WORLD, vocab_size=11, temperature=0.7,
+        backend=backend, options=TINY_CHUNKS, extras=EXTRAS,
+        reference=(case["ref_hidden"], case["ref_weight"][rows]),
     )  # fmt: skip
-    (stats.logprob_T.sin() + stats.entropy_T.square()).sum().backward()
-    dense, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    logprob = torch.log_softmax((dense @ head[:11].T) / 0.7, dim=1)
-    picked = logprob.gather(1, target[:, None])[:, 0]
-    entropy = -(logprob.exp() * logprob).sum(dim=1)
-    (picked.sin() + entropy.square()).sum().backward()
-    torch.testing.assert_close(stats.logprob_T, picked)
-    torch.testing.assert_close(stats.entropy_T, entropy)
-    torch.testing.assert_close(live.grad, dense.grad)
+    blend(stats).backward()
+    dense, head = case["hidden"].clone().requires_grad_(), case["weight"].clone().requires_grad_()
+    oracle = token_stats_from_logits(
+        (dense @ head.T)[:, :11], target, temperature=0.7, backend="reference", extras=EXTRAS,
+        reference_logits=(case["ref_hidden"] @ case["ref_weight"].T)[:, :11],
+    )  # fmt: skip
+    blend(oracle).backward()
+    assert_same(stats, oracle)
+    torch.testing.assert_close(hidden.grad, dense.grad)
     assert head.grad is not None
     torch.testing.assert_close(shard.grad, head.grad[rows])
 
@@ -72,35 +107,95 @@ def test_sharded_head_gradients_equal_dense_autograd(backend: str) -> None:
 
 
 @pytest.mark.parametrize("options", [TINY_CHUNKS, HeadOptions(), HeadOptions(tokens_per_chunk=5)])
-def test_chunking_and_saving_do_not_change_gradients(options: HeadOptions) -> None:
-    torch.manual_seed(1)
-    hidden = torch.randn(16, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(0, 9, (16,))
+@pytest.mark.parametrize("has_reference", [False, True])
+def test_chunking_and_saving_do_not_change_gradients(
+    options: HeadOptions, has_reference: bool
+) -> None:
+    case, target = head_case()
+    hidden, weight = case["hidden"].requires_grad_(), case["weight"].requires_grad_()
+    reference = (case["ref_hidden"], case["ref_weight"]) if has_reference else None
 
-    def run(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        stats = token_stats(h, w, target, options=options)
-        return torch.stack([stats.logprob_T, stats.entropy_T])
+    def run(h: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        stats = token_stats(h, w, target, options=options, reference=reference, vocab_size=11)
+        values = (stats.logprob_T, stats.entropy_T, stats.kl_ref_T)
+        return tuple(value for value in values if value is not None)
 
     assert torch.autograd.gradcheck(run, (hidden, weight))
 
 
-def test_float32_agrees_with_float64_at_extreme_logits() -> None:
-    for offset in (0.0, -120.0, 3e4):
-        logits = (fixture_f.LOGITS * 3 + offset).float()
-        stats = token_stats_from_logits(logits, fixture_f.TARGET)
-        oracle = token_stats_from_logits(logits.double(), fixture_f.TARGET, backend="reference")
-        torch.testing.assert_close(
-            stats.logprob_T.double(), oracle.logprob_T, atol=4e-3 if offset > 1e3 else 1e-5, rtol=0
+def test_gradients_of_given_logits() -> None:
+    logits = fixture_f.LOGITS.clone().requires_grad_()
+
+    def run(z: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        stats = token_stats_from_logits(
+            z, fixture_f.TARGET, temperature=1.3, reference_logits=REF_LOGITS
         )
-        torch.testing.assert_close(stats.entropy_T.double(), oracle.entropy_T, atol=1e-5, rtol=0)
+        return stats.logprob_T, stats.entropy_T, stats.kl_ref_T
+
+    assert torch.autograd.gradcheck(run, (logits,))
+
+
+def test_statistics_that_nobody_asked_for_are_absent() -> None:
+    stats = token_stats_from_logits(fixture_f.LOGITS, fixture_f.TARGET)
+    assert (stats.kl_ref_T, stats.top1_prob_T, stats.is_top1_T, stats.sum_p2_T) == (None,) * 4
+
+
+def test_extras_have_no_gradient() -> None:
+    logits = fixture_f.LOGITS.clone().requires_grad_()
+    for backend in ("torch", "reference"):
+        stats = token_stats_from_logits(logits, fixture_f.TARGET, extras=EXTRAS, backend=backend)
+        assert stats.top1_prob_T is not None
+        assert stats.sum_p2_T is not None
+        assert not stats.top1_prob_T.requires_grad
+        assert not stats.sum_p2_T.requires_grad
+
+
+def test_the_reference_gets_no_gradient() -> None:
+    case, target = head_case()
+    frozen = (case["ref_hidden"].requires_grad_(), case["ref_weight"].requires_grad_())
+    for backend in ("torch", "reference"):
+        hidden = case["hidden"].clone().requires_grad_()
+        stats = token_stats(hidden, case["weight"], target, reference=frozen, backend=backend)
+        assert stats.kl_ref_T is not None
+        stats.kl_ref_T.sum().backward()
+        assert frozen[0].grad is None
+        assert frozen[1].grad is None
+
+
+def counted_collectives(rank: int, world_size: int) -> None:
+    case, target = head_case()
+    rows = slice(rank * 6, rank * 6 + 6)
+    for reference in (None, (case["ref_hidden"], case["ref_weight"][rows])):
+        hidden = case["hidden"].clone().requires_grad_()
+        with torch.profiler.profile() as forward:
+            stats = token_stats(
+                hidden, case["weight"][rows], target, tp_group=dist.group.WORLD, vocab_size=11,
+                options=TINY_CHUNKS, extras=EXTRAS, reference=reference,
+            )  # fmt: skip
+        with torch.profiler.profile() as backward:
+            blend(stats).backward()
+        assert collectives(forward) == {"c10d::allgather_": 1}
+        assert collectives(backward) == {"c10d::allreduce_": 1}
+
+
+def collectives(profile: Any) -> dict[str, int]:
+    return {e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d::")}
+
+
+def test_one_all_gather_forward_and_one_all_reduce_backward() -> None:
+    spawn(counted_collectives, 2, megatron=False)
 
 
 def test_no_supervised_token_gives_empty_statistics_and_zero_gradients() -> None:
     hidden = torch.randn(0, 4, requires_grad=True)
     weight = torch.randn(6, 4, requires_grad=True)
-    stats = token_stats(hidden, weight, torch.zeros(0, dtype=torch.int64))
-    (stats.logprob_T.sum() + stats.entropy_T.sum()).backward()
+    no_target = torch.zeros(0, dtype=torch.int64)
+    frozen = (torch.randn(0, 4), torch.randn(6, 4))
+    stats = token_stats(hidden, weight, no_target, extras=EXTRAS, reference=frozen)
+    blend(stats).backward()
+    assert all(len(value) == 0 for value in vars(stats).values())
+    assert hidden.grad is not None
+    assert hidden.grad.shape == (0, 4)
     assert weight.grad is not None
     assert (weight.grad == 0).all()
 

@@ -1,45 +1,58 @@
+import pytest
 import torch
 
-from megatron_reason.ops.vocab import VocabShard, row_gradient, row_stats
+from megatron_reason.ops.rows import RowLogits, row_stats
+from megatron_reason.ops.vocab import RowStats, VocabShard, concatenated, merge
 from tests import fixture_f
+from tests.ops.fixture_kl import KL_REF, REF_LOGITS
 
 
-def test_padding_columns_never_count() -> None:
-    padded = torch.cat([fixture_f.LOGITS, torch.full((8, 3), 1e4, dtype=torch.float64)], dim=1)
-    stats = row_stats(padded, fixture_f.TARGET, VocabShard.of(8, 5, None))
-    torch.testing.assert_close(stats.logprob_T, fixture_f.LOGPROB, atol=1e-9, rtol=0)
-    gradient = row_gradient(
-        padded, fixture_f.TARGET, VocabShard.of(8, 5, None), stats, torch.ones(8).double(), None
+def whole_from(cuts: tuple[int, ...]) -> RowStats:
+    """Statistics of fixture F merged from parts of the vocabulary that end at `cuts`."""
+    parts = []
+    for begin, end in zip((0, *cuts[:-1]), cuts, strict=True):
+        rows = RowLogits(fixture_f.LOGITS[:, begin:end], fixture_f.TARGET, REF_LOGITS[:, begin:end])
+        parts.append(row_stats(rows, VocabShard(begin, end - begin, None), sum_p2=True))
+    names = parts[0].fields()[0]
+    stacked = (torch.stack(values) for values in zip(*(p.fields()[1] for p in parts), strict=True))
+    return merge(RowStats(**dict(zip(names, stacked, strict=True))))
+
+
+@pytest.mark.parametrize("cuts", [(5,), (3, 5), (1, 2, 3, 4, 5), (2, 2, 5)])
+def test_parts_of_the_vocabulary_merge_into_the_golden_numbers(cuts: tuple[int, ...]) -> None:
+    stats = whole_from(cuts)
+    prob = torch.softmax(fixture_f.LOGITS, dim=1)
+    for found, expected in (
+        (stats.logprob_T, fixture_f.LOGPROB),
+        (stats.entropy_T, fixture_f.ENTROPY),
+        (stats.kl_T, KL_REF),
+        (stats.sum_p2_T, prob.square().sum(dim=1)),
+        (stats.top1_prob_T, prob.amax(dim=1)),
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    assert stats.is_top1_T.tolist() == [True, False, True, False, True, True, False, True]
+
+
+def test_an_offset_common_to_a_row_costs_no_digit() -> None:
+    rows = RowLogits((fixture_f.LOGITS * 8).round().float() + 3e4, fixture_f.TARGET)
+    stats = row_stats(rows, VocabShard.of(5, None, None))
+    plain = row_stats(
+        RowLogits((fixture_f.LOGITS * 8).round().float(), fixture_f.TARGET),
+        VocabShard.of(5, None, None),
     )
-    assert (gradient[:, 5:] == 0).all()
-    torch.testing.assert_close(gradient.sum(dim=1), torch.zeros(8).double(), atol=1e-12, rtol=0)
+    assert torch.equal(stats.logprob_T, plain.logprob_T)
+    assert torch.equal(stats.entropy_T, plain.entropy_T)
 
 
-def test_minus_infinity_logits_have_no_weight_and_no_nan() -> None:
-    logits = fixture_f.LOGITS.clone()
-    logits[:, 4] = -torch.inf
-    target = torch.tensor([0, 3, 0, 1, 2, 3, 1, 3])
-    shard = VocabShard.of(5, None, None)
-    stats = row_stats(logits, target, shard)
-    dense = row_stats(logits[:, :4].contiguous(), target, VocabShard.of(4, None, None))
-    torch.testing.assert_close(stats.logprob_T, dense.logprob_T)
-    torch.testing.assert_close(stats.entropy_T, dense.entropy_T)
-    ones = torch.ones(8, dtype=torch.float64)
-    assert torch.isfinite(row_gradient(logits, target, shard, stats, ones, ones)).all()
+def test_chunks_of_tokens_follow_each_other() -> None:
+    stats = row_stats(RowLogits(fixture_f.LOGITS, fixture_f.TARGET), VocabShard.of(5, None, None))
+    again = concatenated([stats[slice(0, 3)], stats[slice(3, 8)]])
+    assert again.sum_p2_T is None
+    assert torch.equal(again.entropy_T, stats.entropy_T)
 
 
-def test_golden_mixed_cotangents() -> None:
-    # METHODS 10.1: g_lp and g_H together, rows a1 and b2.
-    g_lp = torch.tensor([0.7, -0.3, 0.2, 1.1, -0.4, 0.5, -0.9, 0.05], dtype=torch.float64)
-    g_h = torch.tensor([0.3, 0.6, -0.5, 0.2, 1.0, -0.7, 0.4, 0.15], dtype=torch.float64)
-    shard = VocabShard.of(5, None, None)
-    stats = row_stats(fixture_f.LOGITS, fixture_f.TARGET, shard)
-    gradient = row_gradient(fixture_f.LOGITS, fixture_f.TARGET, shard, stats, g_lp, g_h)
-    a1 = [0.1991276527, -0.1221234584, -0.0220677183, 0.0002910931, -0.0552275691]
-    b2 = [-0.0100765427, -0.7770552128, -0.0552207536, -0.0907554438, 0.9331079528]
-    torch.testing.assert_close(
-        gradient[0], torch.tensor(a1, dtype=torch.float64), atol=1e-8, rtol=0
-    )
-    torch.testing.assert_close(
-        gradient[3], torch.tensor(b2, dtype=torch.float64), atol=1e-8, rtol=0
-    )
+def test_a_target_is_found_on_one_shard_only() -> None:
+    target = torch.tensor([0, 3, 4, 5, 7])
+    column, is_here = VocabShard(start=4, num_valid=2, group=None).local_target(target)
+    assert column.tolist() == [0, 0, 0, 1, 0]
+    assert is_here.tolist() == [False, False, True, True, False]

@@ -1,0 +1,196 @@
+"""The torch backend: LM head and row statistics, a chunk of tokens at a time, fused backward.
+
+T tokens, C of them in a chunk, D hidden width, V vocabulary columns of this rank. Logits of the
+first chunks are kept for the backward pass within a byte budget and overwritten by their own
+gradient there; those of later chunks, and the reference's, are computed twice. Not here: the maths
+of a row (`rows.py`) and its merging over ranks (`vocab.py`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_reason.ops.inputs import Reference, Request
+from megatron_reason.ops.oracle import head_logits
+from megatron_reason.ops.rows import Cotangents, RowLogits, row_gradient, row_stats, wide_dtype
+from megatron_reason.ops.vocab import RowStats, VocabShard, concatenated, merged_over
+from megatron_reason.schema.batch import Stat, TokenStats
+
+
+def head_stats(
+    hidden: Tensor, weight: Tensor, target: Tensor, request: Request, reference: Reference | None
+) -> TokenStats:
+    """`token_stats` in chunks of tokens."""
+    ref = (None, None) if reference is None else reference
+    return TokenStats(*_HeadStats.apply(hidden, weight, target, request, *ref))
+
+
+def logits_stats(
+    logits: Tensor, target: Tensor, request: Request, ref_logits: Tensor | None
+) -> TokenStats:
+    """`token_stats_from_logits` in a single pass each way over the logits."""
+    return TokenStats(*_LogitsStats.apply(logits, target, request, ref_logits))
+
+
+@dataclass
+class HeadGradient:
+    """Gradients of hidden states and LM head, accumulated over chunks in float32 or wider."""
+
+    request: Request
+    hidden_TD: Tensor
+    weight_VD: Tensor
+    wants_hidden: bool = True
+    wants_weight: bool = True
+    _chunks_TD: list[Tensor] = field(default_factory=list[Tensor])
+    _weight_VD: Tensor | None = None
+
+    def add(self, rows: slice, grad_CV: Tensor) -> None:
+        """Take in d(loss)/d(logits) of the next `rows`."""
+        wide = wide_dtype(self.hidden_TD.dtype)
+        operand = wide if self.request.options.fp32_logits else self.hidden_TD.dtype
+        grad_CV = grad_CV.to(operand)
+        if self.wants_hidden:
+            self._chunks_TD.append((grad_CV @ self.weight_VD.to(operand)).to(wide))
+        if not self.wants_weight:
+            return
+        hidden_CD = self.hidden_TD[rows].to(operand)
+        if self._weight_VD is None:
+            self._weight_VD = grad_CV.T @ hidden_CD
+        elif operand == wide:
+            self._weight_VD.addmm_(grad_CV.T, hidden_CD)
+        else:
+            self._weight_VD = self._weight_VD.to(wide).add_(grad_CV.T @ hidden_CD)
+
+    def totals(self) -> tuple[Tensor | None, Tensor | None]:
+        """[T, D], summed over the group, and [V, D], in the operands' types; None if unwanted."""
+        grad_hidden_TD = grad_weight_VD = None
+        if self.wants_hidden:
+            wide = wide_dtype(self.hidden_TD.dtype)
+            none_TD = torch.zeros_like(self.hidden_TD[:0], dtype=wide)
+            grad_hidden_TD = torch.cat([none_TD, *self._chunks_TD])
+            if self.request.tp_group is not None:
+                dist.all_reduce(grad_hidden_TD, group=self.request.tp_group)
+            grad_hidden_TD = grad_hidden_TD.to(self.hidden_TD.dtype)
+        if self.wants_weight:
+            total_VD = self._weight_VD
+            if total_VD is None:
+                total_VD = torch.zeros_like(self.weight_VD)
+            grad_weight_VD = total_VD.to(self.weight_VD.dtype)
+        return grad_hidden_TD, grad_weight_VD
+
+
+class _HeadStats(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: ANN205, PLR0913 - torch's own contract; it takes tensors one by one
+        ctx: Any,  # noqa: ANN401 - torch's own contract
+        hidden_TD: Tensor, weight_VD: Tensor, target_T: Tensor, request: Request,
+        ref_hidden_TD: Tensor | None, ref_weight_VD: Tensor | None,
+    ):  # fmt: skip
+        shard = VocabShard.of(len(weight_VD), request.vocab_size, request.tp_group)
+        parts: list[RowStats] = []
+        kept: list[Tensor | None] = []
+        budget = request.options.saved_logits_bytes if any(ctx.needs_input_grad[:2]) else 0
+        for rows in _chunks(len(target_T), request):
+            logits_CV = head_logits(hidden_TD[rows], weight_VD, request)
+            ref_CV = _ref_logits(ref_hidden_TD, ref_weight_VD, rows, request)
+            parts.append(
+                row_stats(
+                    RowLogits(logits_CV, target_T[rows], ref_CV), shard, request.temperature,
+                    sum_p2=request.sum_p2,
+                )
+            )  # fmt: skip
+            budget -= logits_CV.nbytes
+            kept.append(logits_CV if budget >= 0 else None)
+        stats = merged_over(request.tp_group, concatenated(parts))
+        ctx.names, values = stats.fields()
+        ctx.save_for_backward(hidden_TD, weight_VD, target_T, ref_hidden_TD, ref_weight_VD, *values)
+        ctx.request, ctx.kept = request, kept
+        return _outputs(ctx, stats, request)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None):  # noqa: ANN205, ANN401
+        hidden_TD, weight_VD, target_T, ref_hidden_TD, ref_weight_VD, *values = ctx.saved_tensors
+        request: Request = ctx.request
+        stats = RowStats(**dict(zip(ctx.names, values, strict=True)))
+        shard = VocabShard.of(len(weight_VD), request.vocab_size, request.tp_group)
+        cotangents = _cotangents(grads, stats)
+        total = HeadGradient(request, hidden_TD, weight_VD, *ctx.needs_input_grad[:2])
+        for index, rows in enumerate(_chunks(len(target_T), request)):
+            logits_CV = ctx.kept[index]
+            ctx.kept[index] = None
+            if logits_CV is None:
+                logits_CV = head_logits(hidden_TD[rows], weight_VD, request)
+            ref_CV = None
+            if cotangents.kl_T is not None:
+                ref_CV = _ref_logits(ref_hidden_TD, ref_weight_VD, rows, request)
+            grad_CV = row_gradient(
+                RowLogits(logits_CV, target_T[rows], ref_CV), shard, stats[rows],
+                cotangents[rows], request.temperature, out=logits_CV,
+            )  # fmt: skip
+            total.add(rows, grad_CV)
+        return *total.totals(), None, None, None, None
+
+
+class _LogitsStats(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: ANN205 - torch's own contract
+        ctx: Any,  # noqa: ANN401 - torch's own contract
+        logits_TV: Tensor, target_T: Tensor, request: Request, ref_logits_TV: Tensor | None,
+    ):  # fmt: skip
+        shard = VocabShard.of(logits_TV.shape[1], request.vocab_size, request.tp_group)
+        local = row_stats(
+            RowLogits(logits_TV, target_T, ref_logits_TV), shard, request.temperature,
+            sum_p2=request.sum_p2,
+        )  # fmt: skip
+        stats = merged_over(request.tp_group, local)
+        ctx.names, values = stats.fields()
+        ctx.save_for_backward(logits_TV, target_T, ref_logits_TV, *values)
+        ctx.request, ctx.shard = request, shard
+        return _outputs(ctx, stats, request)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None):  # noqa: ANN205, ANN401
+        logits_TV, target_T, ref_logits_TV, *values = ctx.saved_tensors
+        stats = RowStats(**dict(zip(ctx.names, values, strict=True)))
+        grad_TV = row_gradient(
+            RowLogits(logits_TV, target_T, ref_logits_TV), ctx.shard, stats,
+            _cotangents(grads, stats), ctx.request.temperature,
+        )  # fmt: skip
+        return grad_TV, None, None, None
+
+
+def _outputs(
+    ctx: Any,  # noqa: ANN401 - torch's own context
+    stats: RowStats,
+    request: Request,
+) -> tuple[Tensor | None, ...]:
+    """The fields of `TokenStats`, of which the first three have gradients."""
+    top1 = (stats.top1_prob_T, stats.is_top1_T) if Stat.TOP1 in request.extras else (None, None)
+    constant = [value for value in (*top1, stats.sum_p2_T) if value is not None]
+    ctx.mark_non_differentiable(*constant)
+    ctx.set_materialize_grads(False)
+    return stats.logprob_T, stats.entropy_T, stats.kl_T, *top1, stats.sum_p2_T
+
+
+def _cotangents(grads: tuple[Tensor | None, ...], stats: RowStats) -> Cotangents:
+    grad_logprob_T, grad_entropy_T, grad_kl_T = grads[:3]
+    if grad_logprob_T is None:
+        grad_logprob_T = torch.zeros_like(stats.entropy_T)
+    return Cotangents(grad_logprob_T, grad_entropy_T, grad_kl_T)
+
+
+def _chunks(num_tokens: int, request: Request) -> list[slice]:
+    """Rows of each chunk; one empty chunk where there is no token."""
+    size = request.options.tokens_per_chunk
+    return [slice(i, min(i + size, num_tokens)) for i in range(0, max(num_tokens, 1), size)]
+
+
+def _ref_logits(
+    hidden_TD: Tensor | None, weight_VD: Tensor | None, rows: slice, request: Request
+) -> Tensor | None:
+    if hidden_TD is None or weight_VD is None:
+        return None
+    return head_logits(hidden_TD[rows], weight_VD, request)
