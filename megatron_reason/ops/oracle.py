@@ -37,12 +37,13 @@ def oracle_stats_from_logits(
     """`token_stats_from_logits` by plain autograd; other ranks' columns enter as constants."""
     logprob_TV = _logprobs(logits_TV, request)
     prob_TV = logprob_TV.exp()
-    surprise_TV = torch.where(prob_TV > 0, prob_TV * logprob_TV, 0.0)
+    # Masked before the product: a logit of -inf must send no 0 x inf backwards.
+    surprise_TV = prob_TV * logprob_TV.where(prob_TV > 0, 0.0)
     logprob_T = logprob_TV.gather(1, target_T[:, None])[:, 0]
     kl_T = None
     if ref_logits_TV is not None:
         log_ratio_TV = logprob_TV - _logprobs(ref_logits_TV.detach(), request)
-        kl_T = torch.where(prob_TV > 0, prob_TV * log_ratio_TV, 0.0).sum(dim=1)
+        kl_T = (prob_TV * log_ratio_TV.where(prob_TV > 0, 0.0)).sum(dim=1)
     best_T = logprob_TV.detach().amax(dim=1)
     has_top1 = Stat.TOP1 in request.extras
     return TokenStats(

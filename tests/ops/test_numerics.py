@@ -1,0 +1,197 @@
+"""The token statistics at the edges of their number types, against plain autograd in float64."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from megatron_reason.ops.token_stats import HeadOptions, token_stats, token_stats_from_logits
+from megatron_reason.schema.batch import Stat, TokenStats
+from tests.distributed import spawn
+
+EPS = torch.finfo(torch.float32).eps
+V = 41
+EXTRAS = frozenset({Stat.TOP1, Stat.SUM_P2})
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def peaked(others: float) -> Tensor:
+    """The first column stands out of the rest, which are all `others`."""
+    logits = torch.full((4, V), others, dtype=torch.float64)
+    logits[:, 0] = 0.0
+    return logits
+
+
+LOGITS = {
+    "ordinary": normal(4, V) * 3,
+    "plus and minus 1e4": normal(4, V).sign() * 1e4 + normal(4, V),
+    "offset 3e4": normal(4, V) * 3 + 3e4,
+    "near -120": normal(4, V) * 0.1 - 120,
+    "probability 1 - 1e-8": peaked(math.log(1e-8 / (V - 1))),
+    "one-hot": peaked(-1e4),
+    "one-hot by infinity": peaked(-math.inf),
+    "uniform": torch.zeros(4, V, dtype=torch.float64),
+}
+TARGET = torch.tensor([0, 0, 0, 0])
+
+
+def differentiate(stats: TokenStats, leaf: Tensor) -> Tensor:
+    ramp_T = torch.linspace(0.5, 2, len(leaf), dtype=stats.logprob_T.dtype)
+    total = stats.logprob_T - 0.3 * stats.entropy_T
+    if stats.kl_ref_T is not None:
+        total = total + 0.7 * stats.kl_ref_T
+    (grad,) = torch.autograd.grad((total * ramp_T).sum(), leaf)
+    return grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", LOGITS)
+def test_float32_arithmetic_is_right_to_a_few_ulps(case: str, dtype: torch.dtype) -> None:
+    logits = LOGITS[case].to(dtype).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    ref = (LOGITS[case] + LOGITS["ordinary"]).to(dtype)
+    stats = token_stats_from_logits(logits, TARGET, extras=EXTRAS, reference_logits=ref)
+    oracle = token_stats_from_logits(
+        exact, TARGET, backend="reference", extras=EXTRAS, reference_logits=ref.double()
+    )
+    for name, expected_T in vars(oracle).items():
+        found_T = getattr(stats, name)
+        assert found_T.isfinite().all(), name
+        if expected_T.dtype == torch.bool:
+            assert torch.equal(found_T, expected_T)
+            continue
+        assert found_T.dtype == torch.float32
+        tolerance_T = 16 * EPS * expected_T.abs().clamp(min=1)
+        assert ((found_T.double() - expected_T).abs() <= tolerance_T).all(), name
+    grad, expected = differentiate(stats, logits), differentiate(oracle, exact)
+    assert grad.dtype == dtype
+    rounding = torch.finfo(dtype).eps * expected.abs() + 32 * EPS
+    assert ((grad.double() - expected).abs() <= rounding).all()
+    if dtype == torch.float32:
+        assert grad.sum(dim=1).abs().max() <= 64 * EPS
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fp32_logits", "ulp"),
+    [
+        (torch.float32, False, EPS),
+        (torch.bfloat16, True, EPS),
+        (torch.bfloat16, False, torch.finfo(torch.bfloat16).eps),
+    ],
+)
+def test_a_head_errs_by_the_rounding_of_its_logits(
+    dtype: torch.dtype, fp32_logits: bool, ulp: float
+) -> None:
+    hidden, weight = normal(7, 16).to(dtype), normal(V, 16).to(dtype)
+    target = torch.arange(7)
+    options = HeadOptions(fp32_logits=fp32_logits, tokens_per_chunk=3)
+    stats = token_stats(hidden, weight, target, options=options)
+    exact = hidden.double() @ weight.double().T
+    oracle = token_stats_from_logits(exact, target, backend="reference")
+    tolerance_T = 4 * ulp * exact.abs().amax(dim=1)
+    assert ((stats.logprob_T - oracle.logprob_T).abs() <= tolerance_T).all()
+    assert ((stats.entropy_T - oracle.entropy_T).abs() <= 4 * tolerance_T).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_a_head_are_as_precise_as_their_operands(dtype: torch.dtype) -> None:
+    hidden, weight = normal(7, 16).to(dtype), normal(V, 16).to(dtype) / 4
+    exact = [tensor.double().requires_grad_() for tensor in (hidden, weight)]
+    own = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+    for leaves, backend in ((own, "torch"), (exact, "reference")):
+        stats = token_stats(leaves[0], leaves[1], torch.arange(7), backend=backend)
+        (stats.logprob_T.sum() - 0.5 * stats.entropy_T.sum()).backward()
+    for leaf, expected in zip(own, exact, strict=True):
+        assert leaf.grad is not None
+        assert expected.grad is not None
+        scale = expected.grad.abs().max()
+        assert (leaf.grad.double() - expected.grad).abs().max() <= 8 * torch.finfo(dtype).eps * max(
+            scale, 1
+        )
+
+
+def test_temperature_divides_logits_and_gradients() -> None:
+    logits = LOGITS["ordinary"].clone().requires_grad_()
+    tempered = (logits.detach() / 0.6).requires_grad_()
+    stats = token_stats_from_logits(logits, TARGET, temperature=0.6)
+    plain = token_stats_from_logits(tempered, TARGET)
+    torch.testing.assert_close(stats.entropy_T, plain.entropy_T)
+    torch.testing.assert_close(differentiate(stats, logits), differentiate(plain, tempered) / 0.6)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1])
+def test_no_token_and_one_token(num_tokens: int) -> None:
+    hidden, weight = normal(4, 6)[:num_tokens].requires_grad_(), normal(V, 6)
+    target = TARGET[:num_tokens]
+    stats = token_stats(hidden, weight, target)
+    oracle = token_stats(hidden, weight, target, backend="reference")
+    assert stats.logprob_T.shape == (num_tokens,)
+    torch.testing.assert_close(stats.entropy_T, oracle.entropy_T)
+    torch.testing.assert_close(differentiate(stats, hidden), differentiate(oracle, hidden))
+
+
+def repeated_on_a_rank(rank: int, world_size: int) -> None:
+    """A vocabulary of 41 on two ranks of 21 columns, the last one padding."""
+    columns = slice(rank * 21, rank * 21 + 21)
+    weight = torch.nn.functional.pad(normal(V, 16), (0, 0, 0, 1), value=50.0)[columns].float()
+    runs: list[list[Tensor]] = []
+    for _ in range(2):
+        hidden, head = normal(33, 16).float().requires_grad_(), weight.clone().requires_grad_()
+        stats = token_stats(
+            hidden, head, torch.arange(33), tp_group=dist.group.WORLD, vocab_size=V,
+            extras=EXTRAS, reference=(normal(33, 16).float() / 2, weight),
+            options=HeadOptions(tokens_per_chunk=8),
+        )  # fmt: skip
+        (stats.logprob_T + stats.entropy_T).sum().backward()
+        assert hidden.grad is not None
+        assert head.grad is not None
+        runs.append([*vars(stats).values(), hidden.grad, head.grad])
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second)
+    for own in runs[0][:-1]:
+        every: list[Any] = [None] * world_size
+        dist.all_gather_object(every, own.detach())
+        assert torch.equal(every[0], every[1])
+
+
+def test_bitwise_equal_on_all_ranks_and_from_run_to_run() -> None:
+    spawn(repeated_on_a_rank, 2, megatron=False)
+
+
+class Largest(TorchDispatchMode):
+    """Number of elements of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = [value.numel() for value in tree_leaves(made) if isinstance(value, Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return made
+
+
+@pytest.mark.parametrize("has_reference", [False, True])
+def test_logits_of_all_tokens_are_never_in_memory(has_reference: bool) -> None:
+    hidden, weight = normal(96, 4).requires_grad_(), normal(512, 4).requires_grad_()
+    reference = (normal(96, 4), normal(512, 4)) if has_reference else None
+    options = HeadOptions(tokens_per_chunk=8, saved_logits_bytes=0)
+    found: dict[str, int] = {}
+    for backend in ("torch", "reference"):
+        with Largest() as largest:
+            stats = token_stats(
+                hidden, weight, torch.arange(96), backend=backend, options=options,
+                extras=EXTRAS, reference=reference,
+            )  # fmt: skip
+            differentiate(stats, hidden)
+        found[backend] = largest.elements
+    assert found == {"torch": 8 * 512, "reference": 96 * 512}
