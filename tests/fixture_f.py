@@ -1,5 +1,7 @@
 """Fixture F of METHODS 0.1 and its golden statistics: eight tokens of four sequences, V = 5."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,15 +38,40 @@ ENTROPY = torch.tensor(
 )  # fmt: skip
 
 
-def batch(roles: tuple[Role, ...], keep: tuple[int, ...] = (0, 1, 2, 3)) -> PackedBatch:
-    """Sequences A, B, C, D (or those of `keep`) as one micro-batch, every token supervised."""
+OLD = torch.tensor([-0.5, -3.2, -0.002, -1.4, -1.6, -0.7, -1.2, -1.5], dtype=torch.float64)
+ROLLOUT = torch.tensor([-0.4, -4.1, -0.002, -1.1, -1.65, 0.5, -1.6, -1.48], dtype=torch.float64)
+REF_LOGITS = LOGITS + torch.tensor([0.5, -0.25, 0.0, 0.25, -0.5], dtype=torch.float64)
+REF = torch.tensor(
+    [
+        -0.3197025136, -2.5525903327, -0.0006805258, -2.0753092477, -1.6711119844,
+        -0.6765633842, -1.8383882419, -0.1070530682,
+    ],
+    dtype=torch.float64,
+)  # fmt: skip
+
+
+def batch(
+    roles: tuple[Role, ...],
+    keep: tuple[int, ...] = (0, 1, 2, 3),
+    *,
+    advantages: Sequence[float] = (),
+    correct: Sequence[bool] = (),
+    coefs: Sequence[float] = (),
+    groups: Sequence[int] = (),
+) -> PackedBatch:
+    """Sequences A, B, C, D (or those of `keep`) as one micro-batch, every token supervised.
+
+    What is not given is 0 (advantages, groups), False (correct) or 1 (coefs) for every sequence.
+    """
+    taken = rows(keep)
+    number = len(keep)
     lengths = [LENGTHS[i] for i in keep]
     num_tokens = sum(lengths)
     segment_T = torch.repeat_interleave(torch.arange(len(keep)), torch.tensor(lengths))
     starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     return PackedBatch(
         ids_T=torch.zeros(num_tokens, dtype=torch.int64),
-        target_T=TARGET[rows(keep)],
+        target_T=TARGET[taken],
         position_T=torch.zeros(num_tokens, dtype=torch.int64),
         segment_T=segment_T,
         loss_mask_T=torch.ones(num_tokens, dtype=torch.bool),
@@ -53,6 +80,15 @@ def batch(roles: tuple[Role, ...], keep: tuple[int, ...] = (0, 1, 2, 3)) -> Pack
         cu_seqlens=starts,
         max_seqlen=max(lengths),
         sample_ids=tuple("ABCD"[i] for i in keep),
+        index_S=torch.arange(number),
+        group_S=torch.tensor(groups or [0] * number),
+        advantage_S=torch.tensor(advantages or [0.0] * number, dtype=torch.float64),
+        is_correct_S=torch.tensor(correct or [False] * number),
+        coef_S=torch.tensor(coefs or [1.0] * number, dtype=torch.float64),
+        num_groups=max(groups, default=0) + 1,
+        old_logprob_T=OLD[taken],
+        rollout_logprob_T=ROLLOUT[taken],
+        ref_logprob_T=REF[taken],
     )
 
 

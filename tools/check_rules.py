@@ -93,6 +93,7 @@ TESTED_BY: dict[str, str] = {
     "launch/base.py": "launch/test_local.py",  # the Launcher protocol
     "models/families/*.py": "models/test_architecture.py",  # tables of values
     "rewards/base.py": "rewards/test_pool.py",  # the Reward protocol
+    "schema/credit.py": "methods/test_lese.py",  # frozen records
     "schema/topology.py": "engine/test_invariance.py",  # a frozen record
     "training/duties.py": "training/test_offline.py",  # what real workers do
     "training/worker.py": "training/test_offline.py",  # started by torchrun, killed with -9

@@ -3,8 +3,8 @@
 Source: METHODS 3.1. `response_only` scores the response text alone, without template or end token,
 and leaves its first token unscored when the tokenizer adds no BOS: what OXA's released script does
 and its paper's notation allows. `prompt` conditions on the rendered problem and scores the end of
-the turn too, as training sees it. Unlike the released script, logits are multiplied and reduced in
-float32 (theirs are bfloat16: steps of 0.02 in perplexity near 3).
+the turn too, as training sees it. Unlike the released script, whose sums and means are bfloat16
+(steps of 0.02 in perplexity near 3), everything after the logits is float32 or wider.
 """
 
 import math
@@ -44,7 +44,10 @@ class ScoreConfig(StageConfig):
     max_tokens: int = Field(default=32768, ge=2)
     """Longer responses are set aside."""
     max_tokens_per_microbatch: int = Field(default=4096, ge=2)
-    """Tokens packed into one micro-batch; at least `max_tokens` is used."""
+    """Tokens packed into one micro-batch; at least the longest response is used."""
+    fp32_logits: bool = False
+    """Multiply the LM head in float32 whatever the model's data type: slower, and free of the
+    rounding of single logits that training and the released scripts have."""
 
     def inputs(self) -> tuple[str, ...]:
         """The table scored."""
@@ -78,7 +81,9 @@ class Score(Stage[ScoreConfig]):
         batch = BatchConfig(
             max_tokens_per_microbatch=max(self.config.max_tokens_per_microbatch, longest)
         )
-        scores = score_sequences(model, samples, batch, context.topology)
+        scores = score_sequences(
+            model, samples, batch, context.topology, fp32_logits=self.config.fp32_logits
+        )
         scored = self._scored(rows, scores, context, quarantine)
         if context.topology.rank == 0:
             write_table(context.output, Kind.SAMPLES, pl.DataFrame(scored))

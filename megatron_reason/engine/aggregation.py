@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_reason.schema.batch import ROLE_INDEX, PackedBatch
+from megatron_reason.schema.batch import PackedBatch
 from megatron_reason.schema.method import Term
 from megatron_reason.schema.metrics import StepMetrics
 from megatron_reason.schema.topology import Topology
@@ -24,6 +24,13 @@ class TermCounts:
 
     sequences: int
     tokens: int
+    tokens_G: Tensor
+    """int64 [G]: tokens of each prompt of the global batch, on the batch's device."""
+
+    @property
+    def groups(self) -> int:
+        """Prompts with tokens."""
+        return int((self.tokens_G > 0).sum())
 
 
 def global_counts(
@@ -38,18 +45,18 @@ def global_counts(
         topology: this rank's place; one all-reduce over its data-parallel group.
         device: where the collective runs.
     """
-    local = torch.zeros(len(terms), 2, dtype=torch.int64)
+    num_groups = max((batch.num_groups for batch in batches), default=0)
+    local = torch.zeros(len(terms), 1 + num_groups, dtype=torch.int64, device=device)
     for row, term in enumerate(terms):
         for batch in batches:
             tokens_S = _tokens_of_sequences(term, batch)
-            local[row, 0] += (tokens_S > 0).sum().cpu()
-            local[row, 1] += tokens_S.sum().cpu()
+            local[row, 0] += (tokens_S > 0).sum()
+            local[row, 1:].index_add_(0, batch.group_S, tokens_S)
     if topology.dp_group is not None:
-        local = local.to(device)
         dist.all_reduce(local, group=topology.dp_group)
     return {
-        term.name: TermCounts(sequences, tokens)
-        for term, (sequences, tokens) in zip(terms, local.tolist(), strict=True)
+        term.name: TermCounts(int(row[0]), int(row[1:].sum()), row[1:])
+        for term, row in zip(terms, local, strict=True)
     }
 
 
@@ -60,17 +67,11 @@ def token_weights(term: Term, batch: PackedBatch, counts: Mapping[str, TermCount
         [T] float64; 0 where the token is not supervised or has another role. Summed over all
         tokens of all ranks the weights of a mean of token means are 1.
     """
-    mask_T = batch.role_mask_T(term.over)
+    mask_T = batch.per_token(term.members_S(batch)) & batch.loss_mask_T
     covered = counts[term.name]
     if not covered.tokens:
         return torch.zeros_like(mask_T, dtype=torch.float64)
-    if term.mean == "token_mean":
-        return mask_T.to(torch.float64) / covered.tokens
-    if term.mean == "seq_mean_token_sum":
-        return mask_T.to(torch.float64) / covered.sequences
-    tokens_S = _tokens_of_sequences(term, batch).clamp(min=1).to(torch.float64)
-    tokens_T = torch.cat([tokens_S, tokens_S.new_ones(1)])[batch.segment_T]
-    return mask_T / (tokens_T * covered.sequences)
+    return mask_T.to(torch.float64) / _denominator(term, batch, covered)
 
 
 def weighted_loss(
@@ -87,7 +88,7 @@ def weighted_loss(
 
     Returns:
         Scalar to call backward on; the shares of all micro-batches of all ranks add up to the
-        loss. Metrics `train/<term>`, whose mean is the term without its coefficient.
+        loss. Metrics named by the terms, whose mean is the term without its coefficient.
     """
     assert set(losses_T) == {term.name for term in terms}, (
         f"token_losses returned {sorted(losses_T)}, terms declared {[t.name for t in terms]}"
@@ -100,23 +101,37 @@ def weighted_loss(
         # A masked token's value may be inf or NaN: select, never multiply by zero.
         kept_T = torch.where(weight_T > 0, value_T, 0.0)
         share = (weight_T * kept_T).sum()
-        shares.append(term.coef * share)
+        if term.coef:
+            shares.append(term.coef * share)
         # Every rank adds the same total count once per step, in `means_of`; here only the share.
-        metrics.add(f"train/{term.name}", float(share.detach()), 0.0)
+        metrics.add(term.metric, float(share.detach()), 0.0)
     return torch.stack(shares).sum(), metrics
 
 
 def means_of(terms: Sequence[Term], merged: StepMetrics) -> dict[str, float]:
     """Each term's mean and the whole loss, from the metrics of all micro-batches of all ranks."""
-    means = {f"train/{term.name}": merged.pairs[f"train/{term.name}"][0] for term in terms}
-    means["train/loss"] = sum(term.coef * means[f"train/{term.name}"] for term in terms)
-    return means
+    means = {term.metric: merged.pairs[term.metric][0] for term in terms}
+    return means | {"train/loss": sum(term.coef * means[term.metric] for term in terms)}
 
 
 def _tokens_of_sequences(term: Term, batch: PackedBatch) -> Tensor:
     """int64 [S]: supervised tokens of each sequence the term covers, 0 for the others."""
-    num_sequences = batch.num_sequences
-    tokens_S = torch.bincount(batch.segment_T[batch.supervised_N], minlength=num_sequences + 1)[
-        :num_sequences
-    ]
-    return torch.where(batch.role_S == ROLE_INDEX[term.over], tokens_S, 0)
+    return torch.where(term.members_S(batch), batch.supervised_tokens_S(), 0)
+
+
+def _denominator(term: Term, batch: PackedBatch, covered: TermCounts) -> Tensor | float:
+    """What a token's value is divided by: one number, or [T] float64."""
+    match term.mean:
+        case "token_mean":
+            return covered.tokens
+        case "seq_mean_token_sum":
+            return covered.sequences
+        case "seq_mean_token_sum_norm":
+            return covered.sequences * term.constant
+        case "sum_over_constant":
+            return term.constant
+        case "seq_mean_token_mean":
+            tokens_S = _tokens_of_sequences(term, batch) * covered.sequences
+        case "group_mean_token_mean":
+            tokens_S = covered.tokens_G[batch.group_S] * covered.groups
+    return batch.per_token(tokens_S).clamp(min=1).to(torch.float64)

@@ -5,7 +5,7 @@ Not here: anything a particular method does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,12 +27,28 @@ ForwardStep = Callable[[Iterator[PackedBatch], nn.Module], tuple[Tensor, LossFun
 
 
 @dataclass(frozen=True)
+class Head:
+    """How hidden states become statistics."""
+
+    options: HeadOptions = field(default_factory=HeadOptions)
+    """Precision and memory."""
+    temperature: float = 1.0
+    """What the logits are divided by."""
+    reference: nn.Module | None = None
+    """This rank's stage of the reference model, whose LM head turns its hidden states to logits."""
+
+
+PLAIN = Head()
+
+
+@dataclass(frozen=True)
 class LossSpec:
-    """Everything that turns statistics into a scalar."""
+    """Everything that turns hidden states into a scalar."""
 
     terms: Sequence[Term]
     token_losses: TokenLosses
     counts: Mapping[str, TermCounts]
+    head: Head = PLAIN
 
 
 def training_step(spec: LossSpec, topology: Topology) -> ForwardStep:
@@ -42,7 +58,7 @@ def training_step(spec: LossSpec, topology: Topology) -> ForwardStep:
         batch = next(batches)
 
         def loss(hidden: Tensor) -> tuple[Tensor, Tensor, StepMetrics]:
-            stats = batch_stats(model, hidden, batch, topology)
+            stats = batch_stats(model, hidden, batch, topology, spec.head)
             losses_T = spec.token_losses(stats, batch)
             share, metrics = weighted_loss(spec.terms, losses_T, batch, spec.counts)
             metrics.merge(_entropies(stats, batch))
@@ -54,7 +70,7 @@ def training_step(spec: LossSpec, topology: Topology) -> ForwardStep:
 
 
 def statistics_step(
-    topology: Topology, options: HeadOptions, collect: Callable[[TokenStats, PackedBatch], Any]
+    topology: Topology, head: Head, collect: Callable[[TokenStats, PackedBatch], Any]
 ) -> ForwardStep:
     """Forward-only step that hands the statistics of each micro-batch to `collect`."""
 
@@ -62,7 +78,7 @@ def statistics_step(
         batch = next(batches)
 
         def collected(hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
-            stats = batch_stats(model, hidden, batch, topology, options)
+            stats = batch_stats(model, hidden, batch, topology, head)
             return hidden.new_zeros(()), _no_tokens(), collect(stats, batch)
 
         return _hidden(model, batch), collected
@@ -70,10 +86,23 @@ def statistics_step(
     return forward_step
 
 
+def hidden_step() -> ForwardStep:
+    """Forward-only step that collects the hidden states [N, D] of the supervised positions."""
+
+    def forward_step(batches: Iterator[PackedBatch], model: nn.Module) -> tuple[Tensor, LossFunc]:
+        batch = next(batches)
+
+        def collected(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return hidden.new_zeros(()), _no_tokens(), _supervised_rows(hidden, batch)
+
+        return _hidden(model, batch), collected
+
+    return forward_step
+
+
 def batch_stats(
-    model: nn.Module, hidden: Tensor, batch: PackedBatch, topology: Topology,
-    options: HeadOptions = HeadOptions(),  # noqa: B008 - frozen
-) -> TokenStats:  # fmt: skip
+    model: nn.Module, hidden: Tensor, batch: PackedBatch, topology: Topology, head: Head = PLAIN
+) -> TokenStats:
     """Statistics of every token of a micro-batch; zeros where nothing is supervised.
 
     Args:
@@ -81,21 +110,35 @@ def batch_stats(
         hidden: [T, 1, D], or [T / tp, 1, D] under sequence parallelism.
         batch: the micro-batch.
         topology: this rank's place.
-        options: precision and memory of the head.
+        head: precision, temperature and reference of the head.
     """
-    if hidden.shape[0] != batch.num_tokens:
-        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
     weight = head_weight(model)
-    rows_ND = hidden[:, 0].index_select(0, batch.supervised_N)
+    rows_ND = _supervised_rows(hidden, batch)
+    compared = None
+    if head.reference is not None and batch.ref_hidden_ND is not None:
+        compared = (batch.ref_hidden_ND, head_weight(head.reference))
     stats = token_stats(
         rows_ND.to(weight.dtype),
         weight,
         batch.target_T[batch.supervised_N],
         tp_group=topology.tp_group,
+        temperature=head.temperature,
         vocab_size=vocab_size(model),
-        options=options,
+        options=head.options,
+        reference=compared,
     )
-    return TokenStats(_scattered(stats.logprob_T, batch), _scattered(stats.entropy_T, batch))
+    return TokenStats(
+        _scattered(stats.logprob_T, batch),
+        _scattered(stats.entropy_T, batch),
+        None if stats.kl_ref_T is None else _scattered(stats.kl_ref_T, batch),
+    )
+
+
+def _supervised_rows(hidden: Tensor, batch: PackedBatch) -> Tensor:
+    """[N, D] of [T, 1, D], which is first gathered where sequence parallelism split it."""
+    if hidden.shape[0] != batch.num_tokens:
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+    return hidden[:, 0].index_select(0, batch.supervised_N)
 
 
 def _hidden(model: nn.Module, batch: PackedBatch) -> Tensor:

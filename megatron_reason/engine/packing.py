@@ -7,9 +7,11 @@ T packed tokens, S sequences. Not here: which samples (`order.py`) and their wei
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from megatron_reason.config.train import BatchConfig
 from megatron_reason.errors import DataError
@@ -66,13 +68,19 @@ def _fill(lengths: Sequence[int], batch: BatchConfig, num_bins: int) -> list[lis
     return bins
 
 
-def pack(samples: Sequence[TokenizedSample], *, multiple_of: int = 1) -> PackedBatch:
+def pack(
+    samples: Sequence[TokenizedSample], *, multiple_of: int = 1,
+    indices: Sequence[int] | None = None, groups: Mapping[str, int] | None = None,
+) -> PackedBatch:  # fmt: skip
     """Lay `samples` end to end as one micro-batch, on the CPU.
 
     Args:
         samples: sequences of at least two tokens; may be empty, which gives one masked token.
         multiple_of: T is padded to a multiple of it (sequence parallelism needs TP).
+        indices: index of each sample in the global batch; None where these samples are all of it.
+        groups: index of each prompt in the global batch; None where these samples are all of it.
     """
+    groups = group_indices(samples) if groups is None else groups
     used = sum(sample.num_positions for sample in samples)
     padding = -max(used, 1) % multiple_of + (0 if used else 1)
     ids: list[int] = []
@@ -109,7 +117,34 @@ def pack(samples: Sequence[TokenizedSample], *, multiple_of: int = 1) -> PackedB
         cu_seqlens=torch.tensor(starts, dtype=torch.int32),
         max_seqlen=max((b - a for a, b in itertools.pairwise(starts)), default=0),
         sample_ids=tuple(sample.sample_id for sample in samples),
+        index_S=torch.tensor(range(len(samples)) if indices is None else indices).long(),
+        group_S=torch.tensor([groups[s.group] for s in samples], dtype=torch.int64),
+        advantage_S=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
+        is_correct_S=torch.tensor([s.is_correct for s in samples], dtype=torch.bool),
+        coef_S=torch.tensor([s.coef for s in samples], dtype=torch.float32),
+        num_groups=len(groups),
+        old_logprob_T=_laid_out(samples, "old_logprobs", loss_mask_T),
+        rollout_logprob_T=_laid_out(samples, "rollout_logprobs", loss_mask_T),
     )
+
+
+def group_indices(samples: Sequence[TokenizedSample]) -> dict[str, int]:
+    """Index of each prompt among those of `samples`, in order of appearance."""
+    return {name: index for index, name in enumerate(dict.fromkeys(s.group for s in samples))}
+
+
+def _laid_out(
+    samples: Sequence[TokenizedSample],
+    field: Literal["old_logprobs", "rollout_logprobs"],
+    loss_mask_T: Tensor,
+) -> Tensor:
+    """[T]: what each sequence recorded of its supervised tokens; 0 where it recorded nothing."""
+    recorded_T = torch.zeros(len(loss_mask_T))
+    values: list[float] = []
+    for sample in samples:
+        own: tuple[float, ...] | None = getattr(sample, field)
+        values += (0.0,) * sample.num_targets if own is None else own
+    return recorded_T.masked_scatter(loss_mask_T, torch.tensor(values, dtype=torch.float32))
 
 
 def microbatches_of_rank(
@@ -118,6 +153,8 @@ def microbatches_of_rank(
 ) -> list[PackedBatch]:  # fmt: skip
     """Micro-batches of data-parallel rank `rank` for one update over `samples`."""
     shares = assign([sample.num_positions for sample in samples], batch, num_ranks)
+    groups = group_indices(samples)
     return [
-        pack([samples[i] for i in members], multiple_of=multiple_of) for members in shares[rank]
+        pack([samples[i] for i in members], multiple_of=multiple_of, indices=members, groups=groups)
+        for members in shares[rank]
     ]

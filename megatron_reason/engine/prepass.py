@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,7 +10,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import nn
 
 from megatron_reason.config.train import BatchConfig
-from megatron_reason.engine.forward import statistics_step
+from megatron_reason.engine.forward import ForwardStep, Head, statistics_step
 from megatron_reason.engine.packing import assign, pack
 from megatron_reason.logs import progress
 from megatron_reason.ops.token_stats import HeadOptions
@@ -33,9 +34,9 @@ class SequenceScore:
 
 def score_sequences(
     model: nn.Module, samples: Sequence[TokenizedSample], batch: BatchConfig, topology: Topology,
-    *, title: str = "score",
+    *, title: str = "score", fp32_logits: bool = False,
 ) -> list[SequenceScore]:  # fmt: skip
-    """Score every sample; logits are multiplied and reduced in float32.
+    """Score every sample; statistics are float32 or wider, whatever the model's data type.
 
     Samples are packed in rounds of similar length and shared out over the data-parallel ranks.
 
@@ -45,6 +46,7 @@ def score_sequences(
         batch: limits of a micro-batch.
         topology: this rank's place.
         title: what the progress bar says.
+        fp32_logits: multiply the LM head in float32, too.
 
     Returns:
         Scores in the order of `samples`, on every rank.
@@ -56,7 +58,9 @@ def score_sequences(
             members = by_length[begin : begin + SEQUENCES_PER_ROUND]
             shares = assign([samples[i].num_positions for i in members], batch, topology.dp_size)
             mine = [[members[i] for i in share] for share in shares[topology.dp_rank]]
-            local = score_microbatches(model, [[samples[i] for i in s] for s in mine], topology)
+            local = score_microbatches(
+                model, [[samples[i] for i in s] for s in mine], topology, fp32_logits=fp32_logits
+            )
             scored = {i: x for share, xs in zip(mine, local, strict=True)
                       for i, x in zip(share, xs, strict=False)}  # fmt: skip
             scores.update(_everywhere(scored, topology))
@@ -65,26 +69,42 @@ def score_sequences(
 
 
 def score_microbatches(
-    model: nn.Module, microbatches: Sequence[Sequence[TokenizedSample]], topology: Topology
-) -> list[list[SequenceScore]]:
+    model: nn.Module, microbatches: Sequence[Sequence[TokenizedSample]], topology: Topology, *,
+    fp32_logits: bool = False,
+) -> list[list[SequenceScore]]:  # fmt: skip
     """Score this rank's micro-batches; results exist on the last pipeline stage only."""
     device = next(model.parameters()).device
     batches = [pack(s, multiple_of=topology.tp_size).to(device) for s in microbatches]
-    step = statistics_step(topology, HeadOptions(fp32_logits=True), _sequence_scores)
+    step = statistics_step(topology, Head(HeadOptions(fp32_logits=fp32_logits)), _sequence_scores)
+    collected = forward_only(model, batches, step)
+    return collected if topology.is_last_stage else [[] for _ in microbatches]
+
+
+def forward_only(model: nn.Module, batches: Sequence[PackedBatch], step: ForwardStep) -> list[Any]:
+    """What `step` collects from each micro-batch, without gradients and in evaluation mode.
+
+    Args:
+        model: this rank's pipeline stage.
+        batches: this rank's micro-batches.
+        step: forward step; see `statistics_step`.
+
+    Returns:
+        One entry per micro-batch on the last pipeline stage; elsewhere empty.
+    """
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        collected: list[list[SequenceScore]] = get_forward_backward_func()(
+        collected: list[Any] = get_forward_backward_func()(
             forward_step_func=step,
             data_iterator=iter(batches),
             model=[model],
             num_microbatches=len(batches),
-            seq_length=max(b.num_tokens for b in batches),
+            seq_length=max(batch.num_tokens for batch in batches),
             micro_batch_size=1,
             forward_only=True,
         )
     model.train(was_training)
-    return collected if topology.is_last_stage else [[] for _ in microbatches]
+    return collected
 
 
 def _sequence_scores(stats: TokenStats, batch: PackedBatch) -> list[SequenceScore]:

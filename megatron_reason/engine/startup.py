@@ -43,6 +43,8 @@ class Trainable:
     optimizer: MegatronOptimizer
     topology: Topology
     device: torch.device
+    reference: nn.Module | None = None
+    """This rank's stage of a frozen model, for methods that compare with one."""
 
 
 @contextmanager
@@ -82,8 +84,17 @@ def load_model(
     return stage.to(platform.device())
 
 
-def make_trainable(stage: nn.Module, optim: OptimConfig, topology: Topology) -> Trainable:
-    """Wrap `stage` for training: gradients summed in float32, optimizer state sharded."""
+def make_trainable(
+    stage: nn.Module, optim: OptimConfig, topology: Topology, reference: nn.Module | None = None
+) -> Trainable:
+    """Wrap `stage` for training: gradients summed in float32, optimizer state sharded.
+
+    Args:
+        stage: this rank's pipeline stage.
+        optim: optimizer.
+        topology: this rank's place.
+        reference: this rank's stage of a model that stays as it is.
+    """
     config: Any = stage.config
     wrapped = DistributedDataParallel(
         config=config,
@@ -96,7 +107,7 @@ def make_trainable(stage: nn.Module, optim: OptimConfig, topology: Topology) -> 
     )
     config.finalize_model_grads_func = _finalize_gradients
     optimizer = build_optimizer(optim, wrapped)
-    return Trainable(wrapped, optimizer, topology, platform.device())
+    return Trainable(wrapped, optimizer, topology, platform.device(), reference)
 
 
 def _finalize_gradients(

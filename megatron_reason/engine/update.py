@@ -8,15 +8,16 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_reason.config.train import TrainConfig
+from megatron_reason.config.train import BatchConfig, TrainConfig
 from megatron_reason.engine.aggregation import global_counts, means_of
-from megatron_reason.engine.forward import LossSpec, training_step
+from megatron_reason.engine.forward import Head, LossSpec, training_step
+from megatron_reason.engine.frozen import Models, fill_frozen
 from megatron_reason.engine.guards import NonFiniteGuard
 from megatron_reason.engine.optim import learning_rate, set_learning_rate
 from megatron_reason.engine.packing import microbatches_of_rank
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.schema.batch import PackedBatch, TokenizedSample
-from megatron_reason.schema.method import Method, TrainState
+from megatron_reason.schema.method import Method, Term, TrainState
 from megatron_reason.schema.metrics import StepMetrics
 from megatron_reason.schema.topology import Topology
 
@@ -35,17 +36,7 @@ def update(
     """
     started = time.perf_counter()
     topology = trainable.topology
-    terms = method.terms(state)
-    batches = [
-        batch.to(trainable.device)
-        for batch in microbatches_of_rank(
-            samples, train.batch, rank=topology.dp_rank, num_ranks=topology.dp_size,
-            multiple_of=topology.tp_size,
-        )
-    ]  # fmt: skip
-    counts = global_counts(terms, batches, topology, trainable.device)
-    local = backpropagate(trainable, batches, LossSpec(terms, method.token_losses, counts))
-    merged = _reduced(local, topology, trainable.device)
+    terms, merged = accumulate(trainable, method, samples, state, train.batch)
     rate = learning_rate(train.optim, state.update, state.total_updates)
     norm = _step(trainable, rate, guard, state.update, [s.sample_id for s in samples])
     num_tokens = sum(sample.num_positions for sample in samples)
@@ -61,6 +52,35 @@ def update(
         "time/step": seconds,
         "progress/samples": float((state.update + 1) * len(samples)),
     }
+
+
+def accumulate(
+    trainable: Trainable, method: Method[Any], samples: Sequence[TokenizedSample],
+    state: TrainState, batch: BatchConfig,
+) -> tuple[Sequence[Term], StepMetrics]:  # fmt: skip
+    """Gradient of the loss over the global batch `samples`, in the model's gradient buffers.
+
+    Returns:
+        The terms of the loss; and metrics of all ranks, empty before the last pipeline stage.
+    """
+    topology = trainable.topology
+    terms = method.terms(state)
+    batches = [
+        packed.to(trainable.device)
+        for packed in microbatches_of_rank(
+            samples, batch, rank=topology.dp_rank, num_ranks=topology.dp_size,
+            multiple_of=topology.tp_size,
+        )
+    ]  # fmt: skip
+    models = Models(trainable.model, trainable.reference, topology)
+    batches = fill_frozen(models, method, batches, samples, state)
+    counts = global_counts(terms, batches, topology, trainable.device)
+    spec = LossSpec(
+        terms, method.token_losses, counts,
+        Head(temperature=method.temperature, reference=trainable.reference),
+    )  # fmt: skip
+    local = backpropagate(trainable, batches, spec)
+    return terms, _reduced(local, topology, trainable.device)
 
 
 def backpropagate(

@@ -64,7 +64,9 @@ def summarise(generations: pl.DataFrame, *, seed: int) -> EvalSummary:
         )
     n = sizes.pop()
     metrics = {
-        name: mean_share([share(group) for group in groups], seed=seed, num_samples=len(generations))
+        name: mean_share(
+            [share(group) for group in groups], seed=seed, num_samples=len(generations)
+        )
         for name, share in _shares(n, seed).items()
     }
     metrics["mean_length"] = _length(groups, seed)

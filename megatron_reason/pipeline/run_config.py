@@ -26,7 +26,7 @@ from megatron_reason.errors import ConfigError, TopologyError
 from megatron_reason.evaluation.base import BENCHMARKS
 from megatron_reason.registry import Registry, suggest
 from megatron_reason.rewards.base import REWARDS
-from megatron_reason.schema.method import METHODS, MethodConfig, build_method
+from megatron_reason.schema.method import METHODS, MethodConfig, TrainState, build_method
 
 KeyPath = tuple[str | int, ...]
 Objection = tuple[KeyPath, str, str]
@@ -226,7 +226,17 @@ class RunConfig(Strict):
                     "Add a section 'train' with 'updates' or 'epochs', and 'optim: {lr: ...}'.",
                 )
             roles = roles_of.get(variant.table)
-            needed = {str(role) for role in build_method(variant.method).required().roles}
+            method = build_method(variant.method)
+            if method.plan(TrainState(0, 1)).prompts:
+                yield (
+                    ("variants", name, "method"),
+                    f"method '{variant.method.name}' learns from fresh rollouts, and training on a "
+                    "fixed table makes none.",
+                    "Train with a method on recorded data: 'mreason list methods' shows all, "
+                    "'mreason show method NAME' what each needs.",
+                )
+                continue
+            needed = {str(role) for role in method.required().roles}
             if roles is not None and (missing := sorted(needed - roles)):
                 yield (
                     ("variants", name, "table"),

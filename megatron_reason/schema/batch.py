@@ -54,6 +54,18 @@ class TokenizedSample:
     role: Role
     ids: tuple[int, ...]
     num_prompt_tokens: int
+    group: str = ""
+    """The prompt it answers; sequences of one group share it."""
+    advantage: float = 0.0
+    """Advantage of each of its tokens; a constant, never differentiated."""
+    is_correct: bool = False
+    """Whether its final answer is correct."""
+    coef: float = 1.0
+    """Factor that `Method.credit` gave it."""
+    old_logprobs: tuple[float, ...] | None = None
+    """Log-probs of the response tokens under the policy that PPO's ratio is anchored to, nats."""
+    rollout_logprobs: tuple[float, ...] | None = None
+    """Log-probs of the response tokens as the generation engine reported them, nats."""
 
     @property
     def num_positions(self) -> int:
@@ -90,6 +102,28 @@ class PackedBatch:
     """Longest stretch between two entries of `cu_seqlens`."""
     sample_ids: tuple[str, ...]
     """Identifiers of the S sequences."""
+    index_S: Tensor
+    """int64 [S]: index of each sequence in the global batch."""
+    group_S: Tensor
+    """int64 [S]: index of the prompt each sequence answers, among those of the global batch."""
+    advantage_S: Tensor
+    """[S]: advantage of each sequence."""
+    is_correct_S: Tensor
+    """Bool [S]: whether the final answer of each sequence is correct."""
+    coef_S: Tensor
+    """[S]: factor that `Method.credit` gave each sequence."""
+    num_groups: int
+    """Prompts of the global batch."""
+    old_logprob_T: Tensor
+    """[T]: recorded log-probs under the policy that the ratio is anchored to, else 0."""
+    rollout_logprob_T: Tensor
+    """[T]: recorded log-probs of the generation engine, else 0."""
+    ref_logprob_T: Tensor | None = None
+    """[T]: log-probs under the reference model; 0 where unsupervised."""
+    ref_hidden_ND: Tensor | None = None
+    """[N, D]: the reference model's hidden states, for a divergence over the vocabulary."""
+    coef_T: Tensor | None = None
+    """[T]: what `Method.coefficients` made of the whole global batch; 0 where unsupervised."""
 
     @property
     def num_tokens(self) -> int:
@@ -111,9 +145,55 @@ class PackedBatch:
 
     def role_mask_T(self, role: Role) -> Tensor:
         """Bool [T]: supervised positions of the sequences with `role`."""
-        is_role_S = self.role_S == ROLE_INDEX[role]
-        padded = torch.cat([is_role_S, is_role_S.new_zeros(1)])
-        return padded[self.segment_T] & self.loss_mask_T
+        return self.per_token(self.role_S == ROLE_INDEX[role]) & self.loss_mask_T
+
+    def per_token(self, value_S: Tensor) -> Tensor:
+        """[T]: the value of each token's own sequence; 0 for padding."""
+        return torch.cat([value_S, value_S.new_zeros(1)])[self.segment_T]
+
+    def sequence_sums(self, value_T: Tensor) -> Tensor:
+        """[S]: sum of `value_T` over the supervised tokens of each sequence."""
+        segment_N = self.segment_T[self.supervised_N]
+        sums_S = value_T.new_zeros(self.num_sequences + 1)
+        return sums_S.index_add(0, segment_N, value_T[self.supervised_N])[:-1]
+
+    def sequence_means(self, value_T: Tensor) -> Tensor:
+        """[S]: mean of `value_T` over the supervised tokens of each sequence; 0 without any."""
+        return self.sequence_sums(value_T) / self.supervised_tokens_S().clamp(min=1)
+
+    def supervised_tokens_S(self) -> Tensor:
+        """int64 [S]: supervised tokens of each sequence."""
+        segment_N = self.segment_T[self.supervised_N]
+        return torch.bincount(segment_N, minlength=self.num_sequences + 1)[: self.num_sequences]
+
+
+@dataclass(frozen=True)
+class GlobalTokens:
+    """The N supervised tokens of a whole global batch under the current policy, all detached.
+
+    Floating-point values are float64, so that sums over the batch do not feel their order.
+    Ordered by sample as the update lists them, then by position: the same on every rank, whatever
+    the layout.
+    """
+
+    logprob_N: Tensor
+    """[N]: log-probs of the targets, nats."""
+    entropy_N: Tensor
+    """[N]: entropies, nats."""
+    old_logprob_N: Tensor | None
+    """[N]: log-probs under the policy the ratio is anchored to, where the method needs them."""
+    sequence_N: Tensor
+    """int64 [N]: index of each token's sequence in the global batch."""
+    role_S: Tensor
+    """int64 [S]: `ROLE_INDEX` of each sequence of the global batch."""
+    advantage_S: Tensor
+    """[S]: advantage of each sequence."""
+    is_correct_S: Tensor
+    """Bool [S]: whether the final answer of each sequence is correct."""
+
+    def per_token(self, value_S: Tensor) -> Tensor:
+        """[N]: the value of each token's own sequence."""
+        return value_S[self.sequence_N]
 
 
 @dataclass(frozen=True)

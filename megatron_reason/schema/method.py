@@ -7,22 +7,42 @@ devices, files or clocks. Not here: any method.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from megatron_reason.config.base import PluginConfig
 from megatron_reason.errors import ConfigError
 from megatron_reason.registry import Registry
-from megatron_reason.schema.batch import PackedBatch, Role, Stat, TokenStats
+from megatron_reason.schema.batch import (
+    ROLE_INDEX,
+    GlobalTokens,
+    PackedBatch,
+    Role,
+    Stat,
+    TokenStats,
+)
+from megatron_reason.schema.credit import Credit, GroupOutcome
 
-Mean = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"]
-"""How a term is averaged (METHODS section 1), always over the global batch:
-token_mean           sum over tokens / number of tokens
-seq_mean_token_mean  mean over sequences of their token means
-seq_mean_token_sum   mean over sequences of their token sums
+Mean = Literal[
+    "token_mean",
+    "seq_mean_token_mean",
+    "seq_mean_token_sum",
+    "seq_mean_token_sum_norm",
+    "sum_over_constant",
+    "group_mean_token_mean",
+]
+"""How a term is averaged, always over the global batch (`Term.constant` is L):
+token_mean               sum over tokens / number of tokens (DAPO)
+seq_mean_token_mean      mean over sequences of their token means (GRPO as first published, GSPO)
+seq_mean_token_sum       mean over sequences of their token sums
+seq_mean_token_sum_norm  mean over sequences of their token sums / L (Dr.GRPO)
+sum_over_constant        sum over tokens / L, not divided by sequences (LUFFY's code and its kin)
+group_mean_token_mean    mean over prompts of the token mean within a prompt (LESE)
 """
 
 
@@ -30,14 +50,31 @@ class MethodConfig(PluginConfig):
     """Base of a method's configuration; the method owns its fields."""
 
 
+class Frozen(StrEnum):
+    """Constants per token that must be known before the forward pass of an update."""
+
+    OLD_LOGPROB = "old_logprob"
+    """Log-probs under the policy that made the rollouts, by the trainer."""
+    ROLLOUT_LOGPROB = "rollout_logprob"
+    """Log-probs as the generation engine reported them."""
+    REF_LOGPROB = "ref_logprob"
+    """Log-probs under a reference model."""
+    REF_HIDDEN = "ref_hidden"
+    """The reference model's distributions."""
+    COEFFICIENTS = "coefficients"
+    """What `Method.coefficients` makes of the current policy on the whole global batch."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """What must be there before a method can run; checked before anything starts."""
 
     roles: frozenset[Role]
-    """Roles its table must hold."""
+    """Roles its data must hold."""
     stats: frozenset[Stat] = frozenset({Stat.LOGPROB})
-    """Statistics it differentiates."""
+    """Statistics it uses."""
+    frozen: frozenset[Frozen] = frozenset()
+    """Constants per token it uses."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +85,66 @@ class TrainState:
     """Index of the update about to be made, from 0."""
     total_updates: int
     """Updates planned."""
+    num_hard: int = 0
+    """Prompts that wait in the pool of those that nobody solved."""
+    seed: int = 0
+    """The run's seed, for methods that draw at random."""
 
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """What one optimizer update consumes."""
+    """What one optimizer update consumes: stored sequences, fresh rollouts, or both."""
 
-    counts: Mapping[Role, int]
-    """Sequences of each role."""
+    counts: Mapping[Role, int] = field(default_factory=dict[Role, int])
+    """Sequences of each role, from the table."""
+    prompts: int = 0
+    """Prompts to answer with fresh rollouts."""
+    rollouts_per_prompt: int = 0
+    """Rollouts of each of those prompts."""
+    hard_demos: int = 0
+    """Demonstrations of prompts that nobody solved, newest first."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Sequences that are not a whole role."""
+
+    name: str
+    """What they are called in messages."""
+    holds: Callable[[PackedBatch], Tensor]
+    """Bool [S]: which sequences of a micro-batch belong; depends on data, not on the model."""
+
+
+EVERYTHING = Where("all", lambda batch: torch.ones_like(batch.role_S, dtype=torch.bool))
+"""Every sequence, whatever its role."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the loss: coef x mean over a role's tokens of the method's values."""
+    """One summand of the loss: coef x mean over some sequences' tokens of the method's values."""
 
     name: str
-    """Key in `token_losses`, and the metric `train/<name>`."""
-    over: Role
-    """Role whose supervised tokens it covers."""
+    """Key in `token_losses`, and the metric `train/<name>`, or `<name>` if it has a slash."""
+    over: Role | Where
+    """Sequences whose supervised tokens it covers."""
     mean: Mean
     """Aggregation over the global batch."""
     coef: float = 1.0
-    """Factor of the mean; depends on config and step, never on the model's output."""
+    """Factor of the mean; depends on config and step, never on the model's output. A term with
+    factor 0 is measured and not trained on."""
+    constant: float = 1.0
+    """The L of the aggregations that divide by a constant."""
+
+    def members_S(self, batch: PackedBatch) -> Tensor:
+        """Bool [S]: sequences of `batch` that the term covers."""
+        if isinstance(self.over, Where):
+            return self.over.holds(batch)
+        return batch.role_S == ROLE_INDEX[self.over]
+
+    @property
+    def metric(self) -> str:
+        """Name under which its mean is logged."""
+        return self.name if "/" in self.name else f"train/{self.name}"
 
 
 C = TypeVar("C", bound=MethodConfig)
@@ -84,8 +159,13 @@ class Method(ABC, Generic[C]):
     needs: ClassVar[Needs]
 
     def required(self) -> Needs:
-        """Needs under this configuration; override when a setting drops one."""
+        """Needs under this configuration; override when a setting drops or adds one."""
         return self.needs
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by, as when the rollouts were sampled; 1 without rollouts."""
+        return 1.0
 
     @abstractmethod
     def plan(self, state: TrainState) -> UpdatePlan:
@@ -98,6 +178,23 @@ class Method(ABC, Generic[C]):
     @abstractmethod
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Unreduced, unmasked values [T] of each term; keys equal the names in `terms`."""
+
+    def credit(self, group: GroupOutcome) -> Credit:
+        """What one graded group contributes; a method without rollouts takes its demonstration."""
+        return Credit((0.0,) * len(group.rewards), keep_rollouts=False, keep_demo=True)
+
+    def coefficients(self, whole: GlobalTokens, state: TrainState) -> Tensor:
+        """[N] constants per token from the whole global batch, for `Frozen.COEFFICIENTS`.
+
+        Args:
+            whole: every supervised token of the global batch, in an order that depends on neither
+                layout nor packing.
+            state: progress of the run.
+        """
+        del whole, state
+        raise NotImplementedError(
+            f"{type(self).__name__} asks for {Frozen.COEFFICIENTS} and does not compute them"
+        )
 
 
 METHODS: Registry[type[Method[Any]]] = Registry("method", "megatron_reason.methods")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import polars as pl
+from torch import nn
 
 from megatron_reason.config.train import BatchConfig
 from megatron_reason.curation.base import StageContext, build_stage
@@ -14,8 +15,10 @@ from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.models.exporter import export_hf
 from megatron_reason.schema.batch import Role, TokenizedSample
+from megatron_reason.schema.method import Frozen, build_method
 from megatron_reason.schema.records import Finish, Message
 from megatron_reason.schema.tables import Kind, read_table
+from megatron_reason.schema.topology import Topology
 from megatron_reason.training.jobs import EntropyJob, Job, StageJob, TrainJob
 from megatron_reason.training.offline import train
 
@@ -37,7 +40,7 @@ def run_job(job: Job) -> None:
 def _train(job: TrainJob) -> None:
     with parallel_world(job.train.parallel, seed=job.seed) as topology:
         stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
-        trainable = make_trainable(stage, job.train.optim, topology)
+        trainable = make_trainable(stage, job.train.optim, topology, _reference(job, topology))
         train(job, trainable)
         overrides: dict[str, object] = {}
         if job.model.rope_theta is not None:
@@ -45,6 +48,14 @@ def _train(job: TrainJob) -> None:
         if job.model.context_length is not None:
             overrides["max_position_embeddings"] = job.model.context_length
         export_hf(stage, job.model_folder, job.output / "huggingface", topology, overrides)
+
+
+def _reference(job: TrainJob, topology: Topology) -> nn.Module | None:
+    """The model as it was before training, where the method compares with it."""
+    if not build_method(job.method).required().frozen & {Frozen.REF_LOGPROB, Frozen.REF_HIDDEN}:
+        return None
+    stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
+    return stage.requires_grad_(False).eval()
 
 
 def _run_stage(job: StageJob) -> None:

@@ -3,6 +3,7 @@
 Used by the invariance tests and by the tool that writes the published table.
 """
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.train import BatchConfig, OptimConfig
-from megatron_reason.schema.batch import Role, TokenizedSample
-from megatron_reason.schema.method import Method, TrainState, create_method
+from megatron_reason.ops.token_stats import token_stats_from_logits
+from megatron_reason.schema.batch import Role, TokenizedSample, TokenStats
+from megatron_reason.schema.method import Frozen, Method, TrainState, create_method
+from megatron_reason.schema.topology import Topology
 
 VOCAB = 61
 LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2)]
@@ -27,11 +30,11 @@ BATCHES = {
 }
 
 
-def make_model(folder: Path, *, tied: bool) -> Path:
+def make_model(folder: Path, *, tied: bool, seed: int = 3) -> Path:
     """Random Qwen2 of four layers, float32, with biases that are not zero."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
@@ -44,90 +47,160 @@ def make_model(folder: Path, *, tied: bool) -> Path:
     return folder
 
 
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "SFT": ("sft", {}),
+    "SFT, token mean": ("sft", {"mean": "token_mean"}),
+    "SFT_KL": ("sft_kl", {}),
+    "SFT_KL, k3": ("sft_kl", {"kl_kind": "k3"}),
+    "DFT": ("dft", {}),
+    "OXA_Full": ("oxa", {"suppress_weight": 0.5}),
+    "GRPO": ("grpo", {"kl_weight": 0.1, "entropy_bonus": 0.1, "temperature": 0.85}),
+    "DAPO": ("grpo", {"clip_high": 0.28, "dual_clip": None, "tis": "token"}),
+    "Dr.GRPO": ("grpo", {"mean": "seq_mean_token_sum_norm", "max_response_length": 16}),
+    "GSPO": ("grpo", {"ratio": "sequence", "mean": "seq_mean_token_mean"}),
+    "SRFT": ("srft", {}),
+    "SRFT, batch entropy": ("srft", {"entropy_scope": "batch", "demo_shape": "luffy"}),
+    "LESE": ("lese", {}),
+    "LUFFY": ("luffy", {"max_response_length": 16}),
+    "ReLIFT": ("relift", {"max_response_length": 16}),
+    "CHORD-mu": ("chord", {}),
+    "CHORD-phi": ("chord", {"peak": 0.1, "valley": 0.1, "token_weight": "probability_complement"}),
+    "HPT": ("hpt", {"max_response_length": 16}),
+    "Clip-Cov": ("cov", {"cov_low": 0.01, "clip_fraction": 0.1}),
+    "KL-Cov": ("cov", {"mode": "kl", "kl_fraction": 0.1}),
+}
+"""Every method, in settings under which each of its terms matters."""
+STATE = TrainState(3, 10, seed=7)
+
+
+def method(name: str) -> Method[Any]:
+    """The method called `name` in the table."""
+    kind, settings = METHODS[name]
+    return create_method(kind, **settings)
+
+
 def samples() -> list[TokenizedSample]:
-    """Twelve sequences of differing lengths, two roles."""
+    """Three prompts with three rollouts and a demonstration each, and three errors: 15 sequences.
+
+    Recorded log-probs are drawn about those of a random model, so that some ratios are clipped.
+    """
     generator = torch.Generator().manual_seed(5)
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=generator))
 
+    def logprobs(count: int) -> tuple[float, ...]:
+        return tuple((-4.1 + 0.5 * torch.randn(count, generator=generator)).tolist())
+
     drawn: list[TokenizedSample] = []
-    for index in range(12):
+    for index in range(15):
         length = draw(6, 22)
         ids = tuple(draw(0, VOCAB) for _ in range(length))
-        role = Role.DEMO if index % 3 else Role.NEGATIVE
-        drawn.append(TokenizedSample(f"s{index}", role, ids, draw(1, length - 2)))
+        prompt = draw(1, length - 2)
+        group, member = divmod(index, 5)
+        role = (Role.ROLLOUT, Role.DEMO, Role.ROLLOUT, Role.NEGATIVE, Role.ROLLOUT)[member]
+        drawn.append(
+            TokenizedSample(
+                f"s{index}", role, ids, prompt, group=f"prompt {group}",
+                advantage=(1.2, 0.9, -0.7, 0.0, -0.5)[member] + 0.1 * group,
+                is_correct=member < 2, coef=0.3 + 0.2 * group,
+                old_logprobs=logprobs(length - prompt), rollout_logprobs=logprobs(length - prompt),
+            )
+        )  # fmt: skip
     return drawn
 
 
-def method() -> Method[Any]:
-    """OXA with a weight that lets both terms matter."""
-    return create_method("oxa", suppress_weight=0.5)
-
-
-def reference(folder: Path) -> tuple[float, dict[str, Tensor]]:
+def reference(
+    learner: Method[Any], folder: Path, base: Path, drawn: list[TokenizedSample]
+) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients by Hugging Face's model in float64, one unpadded sequence at a time."""
     from transformers import AutoModelForCausalLM
 
+    from megatron_reason.engine.aggregation import global_counts, weighted_loss
+    from megatron_reason.engine.frozen import whole_batch
+    from megatron_reason.engine.packing import pack
+
+    batch = pack(drawn)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
-    drawn = samples()
-    numbers = {role: sum(s.role == role for s in drawn) for role in Role}
-    total = torch.zeros((), dtype=torch.float64)
-    for sample in drawn:
-        ids = torch.tensor(sample.ids)
-        logits = model(ids[None, :-1]).logits[0, sample.num_prompt_tokens - 1 :]
-        logprob = torch.log_softmax(logits, dim=1).gather(1, ids[sample.num_prompt_tokens :, None])
-        value = -logprob if sample.role == Role.DEMO else -0.5 * torch.log1p(-logprob.exp())
-        total = total + value.mean() / numbers[sample.role]
+    frozen = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+
+    def logits(of: Any) -> Tensor:
+        ids = [torch.tensor(sample.ids[:-1]) for sample in drawn]
+        return torch.cat([of(row[None]).logits[0] for row in ids])
+
+    with torch.no_grad():
+        ref_logits = logits(frozen)
+        ref = token_stats_from_logits(ref_logits, batch.target_T, temperature=learner.temperature)
+    stats = token_stats_from_logits(
+        logits(model), batch.target_T, temperature=learner.temperature, backend="reference",
+        reference_logits=ref_logits,
+    )  # fmt: skip
+    batch = replace(batch, ref_logprob_T=ref.logprob_T)
+    if Frozen.COEFFICIENTS in learner.required().frozen:
+        detached = TokenStats(stats.logprob_T.detach(), stats.entropy_T.detach())
+        whole = whole_batch([batch], [detached], drawn, Topology())
+        coef_T = torch.zeros_like(stats.logprob_T)
+        coef_T[batch.supervised_N] = learner.coefficients(whole, STATE)
+        batch = replace(batch, coef_T=coef_T)
+    terms = learner.terms(STATE)
+    counts = global_counts(terms, [batch], Topology(), torch.device("cpu"))
+    total, _ = weighted_loss(terms, learner.token_losses(stats, batch), batch, counts)
     total.backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return total.item(), gradients
 
 
-def measure(
-    layout: tuple[int, int, int], batch: BatchConfig, folder: Path, scratch: Path, **options: Any
-) -> tuple[float, dict[str, Tensor]] | None:
-    """Loss and gradients on this layout; every rank calls it, rank 0 gets the result.
+@dataclass(frozen=True)
+class World:
+    """A model on one layout, ready to be measured."""
 
-    `options` are further fields of the parallel configuration.
-    """
-    from megatron_reason.engine.aggregation import global_counts, means_of
-    from megatron_reason.engine.forward import LossSpec
-    from megatron_reason.engine.packing import microbatches_of_rank
-    from megatron_reason.engine.startup import load_model, make_trainable
-    from megatron_reason.engine.topology import init_topology
-    from megatron_reason.engine.update import _reduced, backpropagate
-    from megatron_reason.models.exporter import export_hf
-    from megatron_reason.schema.metrics import StepMetrics
+    trainable: Any
+    folder: Path
 
-    parallel = ParallelConfig(
-        tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1], **options
-    )
-    from megatron.core import parallel_state
+    @classmethod
+    def open(
+        cls, layout: tuple[int, int, int], folder: Path, base: Path, **options: Any
+    ) -> "World":
+        """On this layout; `options` are further fields of the parallel configuration."""
+        from megatron.core import parallel_state
 
-    if parallel_state.is_initialized():
-        parallel_state.destroy_model_parallel()
-    topology = init_topology(parallel)
-    stage = load_model(ModelConfig(path=str(folder), dtype="float32"), folder, parallel, topology)
-    trainable = make_trainable(stage, OptimConfig(lr=1e-3), topology)
-    learner = method()
-    terms = learner.terms(TrainState(0, 1))
-    batches = microbatches_of_rank(
-        samples(), batch, rank=topology.dp_rank, num_ranks=topology.dp_size,
-        multiple_of=topology.tp_size,
-    )  # fmt: skip
-    cpu = torch.device("cpu")
-    counts = global_counts(terms, batches, topology, cpu)
-    local = backpropagate(trainable, batches, LossSpec(terms, learner.token_losses, counts))
-    merged: StepMetrics = _reduced(local, topology, cpu)
-    loss = [means_of(terms, merged)["train/loss"] if topology.is_last_stage else 0.0]
-    dist.broadcast_object_list(loss, src=dist.get_world_size() - 1)
-    _gather_gradients(trainable.model)
-    for parameter in stage.parameters():
-        parameter.data.copy_(parameter.main_grad)
-    target = scratch / "gradients"
-    export_hf(stage, folder, target, topology, {})
-    return (loss[0], load_file(target / "model.safetensors")) if topology.rank == 0 else None
+        from megatron_reason.engine.startup import load_model, make_trainable
+        from megatron_reason.engine.topology import init_topology
+
+        parallel = ParallelConfig(
+            tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1], **options
+        )
+        if parallel_state.is_initialized():
+            parallel_state.destroy_model_parallel()
+        topology = init_topology(parallel)
+        config = ModelConfig(path=str(folder), dtype="float32")
+        stage = load_model(config, folder, parallel, topology)
+        frozen = load_model(config, base, parallel, topology).requires_grad_(False)
+        return cls(make_trainable(stage, OptimConfig(lr=1e-3), topology, frozen), folder)
+
+    def measure(
+        self, learner: Method[Any], batch: BatchConfig, drawn: list[TokenizedSample], scratch: Path
+    ) -> tuple[float, dict[str, Tensor]] | None:
+        """Loss and gradients; every rank calls it, rank 0 gets the result."""
+        from megatron_reason.engine.aggregation import means_of
+        from megatron_reason.engine.update import accumulate
+        from megatron_reason.models.exporter import export_hf
+
+        topology = self.trainable.topology
+        terms, merged = accumulate(self.trainable, learner, drawn, STATE, batch)
+        loss = [means_of(terms, merged)["train/loss"] if topology.is_last_stage else 0.0]
+        dist.broadcast_object_list(loss, src=dist.get_world_size() - 1)
+        _gather_gradients(self.trainable.model)
+        stage = self.trainable.model.module
+        weights = [parameter.data.clone() for parameter in stage.parameters()]
+        for parameter in stage.parameters():
+            parameter.data.copy_(parameter.main_grad)
+        export_hf(stage, self.folder, scratch, topology, {})
+        for parameter, weight in zip(stage.parameters(), weights, strict=True):
+            parameter.data.copy_(weight)
+        if topology.rank != 0:
+            return None
+        return loss[0], load_file(scratch / "model.safetensors")
 
 
 def _gather_gradients(model: Any) -> None:

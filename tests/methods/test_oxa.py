@@ -4,47 +4,13 @@ import torch
 from megatron_reason.ops.token_stats import token_stats_from_logits
 from megatron_reason.schema.batch import Role
 from megatron_reason.schema.method import create_method
-from tests import fixture_f
-from tests.distributed import spawn
-from tests.loss import loss_and_gradient, sharded_loss_and_gradient
-
-# METHODS 2.5, card OXA_Full: CE over {A, C}, UL over {B, D}, alpha = 1e-4.
-ROLES = (Role.DEMO, Role.NEGATIVE, Role.DEMO, Role.NEGATIVE)
-TOTAL = 1.148145309405
-A1 = [-0.1092446920, 0.0517809840, 0.0190491595, 0.0070077941, 0.0314067544]
-B1 = [1.6649062668e-05, -5.2821702896e-06, -1.9432018543e-06, -8.7088265120e-06, -7.1486401225e-07]
+from tests import fixture_f, golden
+from tests.loss import loss_and_gradient
 
 
-def test_golden_composite() -> None:
-    loss, gradient = loss_and_gradient(create_method("oxa"), ROLES)
-    assert loss == pytest.approx(TOTAL, abs=1e-11)
-    torch.testing.assert_close(
-        gradient[0], torch.tensor(A1, dtype=torch.float64), atol=1e-9, rtol=0
-    )
-    expected = torch.tensor(B1, dtype=torch.float64)
-    torch.testing.assert_close(gradient[2], expected, atol=1e-14, rtol=1e-8)
-
-
-def test_golden_composite_with_weight_one() -> None:
-    loss, _ = loss_and_gradient(create_method("oxa", suppress_weight=1.0), ROLES)
-    assert loss == pytest.approx(2.8879175674, abs=1e-9)
-
-
-def golden_on_shards(rank: int, world_size: int) -> None:
-    loss, gradient = sharded_loss_and_gradient(create_method("oxa"), ROLES, rank, world_size)
-    assert loss == pytest.approx(TOTAL, abs=1e-8)
-    columns = -(-5 // world_size)
-    for row, golden in ((0, A1), (2, B1)):
-        padded = torch.nn.functional.pad(
-            torch.tensor(golden, dtype=torch.float64), (0, columns * world_size - 5)
-        )
-        mine = padded[rank * columns : (rank + 1) * columns]
-        torch.testing.assert_close(gradient[row], mine, atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize("world_size", [2, 5])
-def test_golden_composite_on_sharded_logits(world_size: int) -> None:
-    spawn(golden_on_shards, world_size, megatron=False)
+@golden.cases("oxa")
+def test_golden(case: golden.Case) -> None:
+    golden.check(case)
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,12 @@ def compare(
     options: dict[str, Any],
     folder: str,
 ) -> None:
-    expected_loss, expected = invariance.reference(Path(folder))
-    measured = invariance.measure(
-        layout,
-        BatchConfig(max_tokens_per_microbatch=64),
-        Path(folder),
-        Path(folder) / "scratch",
-        **options,
-    )
+    learner, drawn = invariance.method("OXA_Full"), invariance.samples()
+    model = Path(folder)
+    expected_loss, expected = invariance.reference(learner, model, model, drawn)
+    world = invariance.World.open(layout, model, model, **options)
+    batch = BatchConfig(max_tokens_per_microbatch=64)
+    measured = world.measure(learner, batch, drawn, model / "scratch")
     if measured is None:
         return
     loss, gradients = measured

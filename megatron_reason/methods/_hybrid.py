@@ -1,0 +1,70 @@
+"""Policy gradient as LUFFY's code takes it, with likelihood beside it: shared by its descendants.
+
+No standard deviation, no clip, the sum over tokens divided by the generation budget, an entropy
+bonus over every token. Source: METHODS 2.13-2.14, 2.17. Not here: who gets which loss.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar
+
+from pydantic import Field
+from torch import Tensor
+
+from megatron_reason.methods._surrogate import PolicyConfig, PolicyMethod, Surrogate
+from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
+from megatron_reason.schema.method import EVERYTHING, Mean, Term, TrainState
+
+
+class HybridConfig(PolicyConfig):
+    """Settings with the released defaults of LUFFY, ReLIFT and HPT."""
+
+    divide_by_std: bool = False
+    """Whether advantages are divided by the group's standard deviation."""
+    clip_low: float | None = Field(default=None, ge=0)
+    """Ratios below 1 - clip_low are clipped; null does not clip at all."""
+    clip_high: float | None = Field(default=None, ge=0)
+    """Ratios above 1 + clip_high are clipped; null does not clip at all."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bound of -A r at negative advantages, in units of |A|; null leaves it unbounded."""
+    mean: Mean = "sum_over_constant"
+    """Aggregation of the policy loss over the global batch."""
+    entropy_bonus: float = Field(default=0.001, ge=0)
+    """Weight of the mean entropy over every token, demonstrations included."""
+    sft_weight: float = Field(default=1.0, ge=0)
+    """Weight of the likelihood of demonstrations."""
+
+
+H = TypeVar("H", bound=HybridConfig)
+
+
+class HybridMethod(PolicyMethod[H], Generic[H]):
+    """Policy gradient over rollouts, likelihood over demonstrations, bonus over both."""
+
+    def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
+        """A term without tokens weighs nothing, so that either may be empty."""
+        config = self.config
+        length = config.max_response_length
+        return [
+            Term("pg", over=Role.ROLLOUT, mean=config.mean, constant=length),
+            Term("sft", over=Role.DEMO, mean="token_mean", coef=config.sft_weight),
+            *bonus_terms(config),
+        ]
+
+    def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
+        """-A r of rollouts, -log p of demonstrations."""
+        policy_T = Surrogate.of(stats, batch, self.config).loss_T()
+        losses = {"pg": policy_T, "sft": -stats.logprob_T}
+        return losses | bonus_losses(stats, self.config)
+
+
+def bonus_terms(config: HybridConfig) -> list[Term]:
+    """The entropy bonus over every token, if there is one."""
+    if not config.entropy_bonus:
+        return []
+    weight = -config.entropy_bonus
+    return [Term("entropy_bonus", over=EVERYTHING, mean="token_mean", coef=weight)]
+
+
+def bonus_losses(stats: TokenStats, config: HybridConfig) -> dict[str, Tensor]:
+    """Values [T] of `bonus_terms`."""
+    return {"entropy_bonus": stats.entropy_T} if config.entropy_bonus else {}

@@ -1,0 +1,110 @@
+"""Clip-Cov and KL-Cov: keep entropy up by restraining the tokens that drive it down.
+
+Loss. With cov_t = (A_t - mean A)(log p_t - mean log p) over the batch: Clip-Cov drops a random few
+of the tokens with a large covariance from PPO's loss; KL-Cov takes -A r without a clip and adds
+beta |log p - log p_old| to the tokens of largest covariance.
+Source: the entropy mechanism of RL (arXiv 2505.22617) eqs. 9-13; METHODS 2.18-2.19.
+Data. Fresh rollouts, graded, and several updates per batch of rollouts: KL-Cov does nothing in the
+first one, where log p = log p_old.
+Expect. Entropy that falls more slowly, or not at all.
+Deviations. The released code takes the means, the random choice and the largest covariances within
+each micro-batch; here they are taken over the global batch, so that they do not depend on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from megatron_reason.methods._surrogate import PolicyConfig, PolicyMethod, Surrogate
+from megatron_reason.schema.batch import GlobalTokens, PackedBatch, Role, TokenStats
+from megatron_reason.schema.method import Frozen, Needs, Term, TrainState, method
+
+
+class CovConfig(PolicyConfig):
+    """Configuration of Clip-Cov and KL-Cov."""
+
+    name: Literal["cov"] = "cov"
+    """Name of the method."""
+    mode: Literal["clip", "kl"] = "clip"
+    """Drop tokens (Clip-Cov) or penalise them (KL-Cov)."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bound of -A r at negative advantages, in units of |A|; null leaves it unbounded."""
+    old_policy: Literal["prepass"] = "prepass"
+    """Anchor of the ratio: the trainer's own log-probs."""
+    clip_fraction: float = Field(default=2e-4, ge=0, le=1)
+    """Clip-Cov: share of all tokens that is dropped, at least one if any qualifies."""
+    cov_low: float = 1.0
+    """Clip-Cov: smallest covariance that qualifies."""
+    cov_high: float = 5.0
+    """Clip-Cov: largest covariance that qualifies."""
+    kl_fraction: float = Field(default=2e-3, ge=0, le=1)
+    """KL-Cov: share of all tokens that is penalised, at least one."""
+    kl_beta: float = Field(default=1.0, ge=0)
+    """KL-Cov: weight of the penalty."""
+
+
+@method
+class Cov(PolicyMethod[CovConfig]):
+    """Clip-Cov and KL-Cov."""
+
+    config_class = CovConfig
+    needs = Needs(
+        roles=frozenset({Role.ROLLOUT}),
+        frozen=frozenset({Frozen.OLD_LOGPROB, Frozen.COEFFICIENTS}),
+    )
+
+    def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
+        """One policy term; how many tokens were chosen is measured beside it."""
+        config = self.config
+        length = config.max_response_length
+        return [
+            Term("pg", over=Role.ROLLOUT, mean=config.mean, constant=length),
+            Term("policy/cov_chosen", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
+        ]
+
+    def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
+        """The surrogate without the chosen tokens, or with their penalty."""
+        assert batch.coef_T is not None, f"the engine fills {Frozen.COEFFICIENTS}"
+        is_chosen_T = batch.coef_T > 0
+        surrogate = Surrogate.of(stats, batch, self.config)
+        if self.config.mode == "clip":
+            losses_T = torch.where(is_chosen_T, 0.0, surrogate.loss_T())
+        else:
+            distance_T = (stats.logprob_T - surrogate.old_logprob_T).abs()
+            penalty_T = torch.where(is_chosen_T, self.config.kl_beta * distance_T, 0.0)
+            losses_T = -surrogate.advantage_T * surrogate.ratio_T + penalty_T
+        return {"pg": losses_T, "policy/cov_chosen": is_chosen_T.to(losses_T.dtype)}
+
+    def coefficients(self, whole: GlobalTokens, state: TrainState) -> Tensor:
+        """[N]: 1 for the chosen tokens, 0 for the others."""
+        advantage_N = whole.per_token(whole.advantage_S).to(whole.logprob_N.dtype)
+        cov_N = (advantage_N - advantage_N.mean()) * (whole.logprob_N - whole.logprob_N.mean())
+        if self.config.mode == "kl":
+            count = max(1, int(self.config.kl_fraction * len(cov_N)))
+            chosen = cov_N.topk(min(count, len(cov_N))).indices
+        else:
+            chosen = self._drawn(self._qualifies(cov_N, advantage_N, whole), state)
+        return torch.zeros_like(cov_N).index_fill(0, chosen, 1.0)
+
+    def _qualifies(self, cov_N: Tensor, advantage_N: Tensor, whole: GlobalTokens) -> Tensor:
+        """Bool [N]: covariance within bounds, and PPO's clip leaves the token alone."""
+        assert whole.old_logprob_N is not None, f"the engine fills {Frozen.OLD_LOGPROB}"
+        ratio_N = (whole.logprob_N - whole.old_logprob_N).exp()
+        low, high = self.config.clip_low, self.config.clip_high
+        is_free_N = torch.ones_like(cov_N, dtype=torch.bool)
+        if low is not None:
+            is_free_N &= (advantage_N >= 0) | (ratio_N >= 1 - low)
+        if high is not None:
+            is_free_N &= (advantage_N <= 0) | (ratio_N <= 1 + high)
+        return is_free_N & (cov_N > self.config.cov_low) & (cov_N < self.config.cov_high)
+
+    def _drawn(self, qualifies_N: Tensor, state: TrainState) -> Tensor:
+        """Indices of a seeded uniform choice among the tokens that qualify."""
+        candidates = qualifies_N.nonzero()[:, 0]
+        count = max(1, int(self.config.clip_fraction * len(qualifies_N)))
+        generator = torch.Generator().manual_seed(state.seed * 1_000_003 + state.update)
+        order = torch.randperm(len(candidates), generator=generator)
+        return candidates[order[:count].to(candidates.device)]

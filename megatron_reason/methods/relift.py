@@ -1,0 +1,50 @@
+"""ReLIFT: reinforcement, with bursts of SFT on the prompts that nobody solved.
+
+Loss. A rollout update is GRPO's with an entropy bonus; a burst is likelihood with the same bonus on
+the demonstrations of the newest hard prompts.
+Source: ReLIFT (arXiv 2506.07527) algorithm 1; METHODS 2.14.
+Data. Prompts with a demonstration each. A prompt is hard if all its rollouts are wrong; hard
+prompts wait in a pool, newest first, and a burst takes `burst_size` once so many wait.
+Expect. About one demonstration in eight is used.
+Deviations. The released code keeps a second optimizer state, and another clip norm (0.7), for
+rollout updates; here both share one optimizer. Bursts are token means of the global batch, not of
+each micro-batch.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_reason.methods._hybrid import HybridConfig, HybridMethod
+from megatron_reason.methods._rollout import group_advantages
+from megatron_reason.schema.batch import Role
+from megatron_reason.schema.credit import Credit, GroupOutcome
+from megatron_reason.schema.method import Needs, TrainState, UpdatePlan, method
+
+
+class ReLIFTConfig(HybridConfig):
+    """Configuration of ReLIFT."""
+
+    name: Literal["relift"] = "relift"
+    """Name of the method."""
+    burst_size: int = Field(default=128, ge=1)
+    """Demonstrations per burst."""
+
+
+@method
+class ReLIFT(HybridMethod[ReLIFTConfig]):
+    """Reinforcement interleaved with SFT on the hardest prompts."""
+
+    config_class = ReLIFTConfig
+    needs = Needs(roles=frozenset({Role.DEMO, Role.ROLLOUT}))
+
+    def plan(self, state: TrainState) -> UpdatePlan:
+        """A burst once enough hard prompts wait, else fresh rollouts."""
+        if state.num_hard >= self.config.burst_size:
+            return UpdatePlan(hard_demos=self.config.burst_size)
+        return super().plan(state)
+
+    def credit(self, group: GroupOutcome) -> Credit:
+        """Advantages within the rollouts; a prompt nobody solved goes to the pool."""
+        advantages = group_advantages(group.rewards, divide_by_std=self.config.divide_by_std)
+        return Credit(advantages, is_hard=not any(group.solved))

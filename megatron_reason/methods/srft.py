@@ -1,0 +1,141 @@
+"""SRFT: supervised and reinforcement fine-tuning in one stage, weighted by entropy.
+
+Loss. Four means: w_SFT -log p and -A p over demonstrations, w_RL -log p over correct rollouts and
+log p over wrong ones, with w_SFT = 0.5 sg[exp(-H)] and w_RL = 0.1 sg[exp(H)].
+Source: SRFT (arXiv 2506.19767) eqs. 7-13; METHODS 2.11.
+Data. Prompts with a demonstration each; rollouts and demonstration form one group for A.
+Expect. `train/wrong` falls without bound if rollouts are used for several updates: make one.
+If every rollout is right, the demonstration's advantage is 0 and only likelihood terms remain.
+Deviations. The paper does not say where H is measured, nor how the means are taken. Default: the
+mean entropy of the own sequence, token means with global counts. The public third-party code
+divides rollout terms by a constant (rl_mean sum_over_constant), drops the standard deviation and
+shapes p as LUFFY does (demo_shape luffy). The ablations set a weight to 1, its factor included.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from megatron_reason.methods._rollout import RolloutConfig, RolloutMethod, group_advantages
+from megatron_reason.schema.batch import (
+    ROLE_INDEX,
+    GlobalTokens,
+    PackedBatch,
+    Role,
+    Stat,
+    TokenStats,
+)
+from megatron_reason.schema.credit import Credit, GroupOutcome
+from megatron_reason.schema.method import Frozen, Mean, Needs, Term, TrainState, Where, method
+
+
+class SRFTConfig(RolloutConfig):
+    """Configuration of SRFT."""
+
+    name: Literal["srft"] = "srft"
+    """Name of the method."""
+    prompts_per_update: int = Field(default=128, ge=1)
+    """Prompts whose rollouts and demonstration make one optimizer update."""
+    sft_scale: float = Field(default=0.5, ge=0)
+    """Factor of exp(-H) in the weight of demonstrations."""
+    rl_scale: float = Field(default=0.1, ge=0)
+    """Factor of exp(H) in the weight of correct rollouts."""
+    weigh_sft: bool = True
+    """Weigh demonstrations by entropy; false is the ablation with weight 1."""
+    weigh_rl: bool = True
+    """Weigh correct rollouts by entropy; false is the ablation with weight 1."""
+    entropy_scope: Literal["token", "sequence", "subset", "batch"] = "sequence"
+    """Tokens whose mean entropy is H: the token alone, its sequence, its term, or all."""
+    demo_shape: Literal["none", "luffy"] = "none"
+    """Reinforce demonstrations by p, or by p / (p + 0.1)."""
+    mean: Mean = "token_mean"
+    """Aggregation of the likelihood of demonstrations."""
+    rl_mean: Mean = "token_mean"
+    """Aggregation of the three other terms."""
+    max_response_length: int = Field(default=8192, ge=1)
+    """Generation budget in tokens; the constant of aggregations that divide by one."""
+
+
+_LUFFY_GAMMA = 0.1
+_CORRECT = Where(
+    "correct rollouts", lambda b: (b.role_S == ROLE_INDEX[Role.ROLLOUT]) & b.is_correct_S
+)
+_WRONG = Where("wrong rollouts", lambda b: (b.role_S == ROLE_INDEX[Role.ROLLOUT]) & ~b.is_correct_S)
+
+
+@method
+class SRFT(RolloutMethod[SRFTConfig]):
+    """Entropy-weighted likelihood and reinforcement in one stage."""
+
+    config_class = SRFTConfig
+    needs = Needs(
+        roles=frozenset({Role.DEMO, Role.ROLLOUT}), stats=frozenset({Stat.LOGPROB, Stat.ENTROPY})
+    )
+
+    def required(self) -> Needs:
+        """Entropies of the whole batch, where the scope reaches beyond a sequence."""
+        if self.config.entropy_scope in ("token", "sequence"):
+            return self.needs
+        return Needs(self.needs.roles, self.needs.stats, frozenset({Frozen.COEFFICIENTS}))
+
+    def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
+        """Likelihood and reinforcement of demonstrations, correct and wrong rollouts."""
+        config = self.config
+        length = config.max_response_length
+        return [
+            Term("sft", over=Role.DEMO, mean=config.mean, constant=length),
+            Term("rl_demo", over=Role.DEMO, mean=config.rl_mean, constant=length),
+            Term("correct", over=_CORRECT, mean=config.rl_mean, constant=length),
+            Term("wrong", over=_WRONG, mean=config.rl_mean, constant=length),
+        ]
+
+    def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
+        """Weighted likelihoods, and -A p of demonstrations."""
+        config = self.config
+        nll_T = -stats.logprob_T
+        entropy_T = self._entropy_T(stats, batch)
+        sft_T = config.sft_scale * (-entropy_T).exp() * nll_T if config.weigh_sft else nll_T
+        correct_T = config.rl_scale * entropy_T.exp() * nll_T if config.weigh_rl else nll_T
+        prob_T = stats.logprob_T.exp()
+        if config.demo_shape == "luffy":
+            prob_T = prob_T / (prob_T + _LUFFY_GAMMA)
+        advantage_T = batch.per_token(batch.advantage_S).to(prob_T.dtype)
+        return {
+            "sft": sft_T, "rl_demo": -advantage_T * prob_T, "correct": correct_T, "wrong": -nll_T,
+        }  # fmt: skip
+
+    def credit(self, group: GroupOutcome) -> Credit:
+        """Advantages over rollouts and demonstration together."""
+        demo = () if group.demo_reward is None else (group.demo_reward,)
+        advantages = group_advantages(
+            (*group.rewards, *demo), divide_by_std=self.config.divide_by_std
+        )
+        count = len(group.rewards)
+        return Credit(
+            advantages[:count],
+            demo_advantage=advantages[count] if demo else 0.0,
+            keep_demo=bool(demo),
+        )
+
+    def coefficients(self, whole: GlobalTokens, state: TrainState) -> Tensor:  # noqa: ARG002
+        """[N]: the mean entropy of each token's term, or of the batch."""
+        if self.config.entropy_scope == "batch":
+            return whole.entropy_N.mean().expand_as(whole.entropy_N)
+        is_rollout_S = whole.role_S == ROLE_INDEX[Role.ROLLOUT]
+        subset_N = whole.per_token(torch.where(is_rollout_S, 1 + whole.is_correct_S.long(), 0))
+        sums = whole.entropy_N.new_zeros(3).index_add(0, subset_N, whole.entropy_N)
+        return (sums / torch.bincount(subset_N, minlength=3).clamp(min=1))[subset_N]
+
+    def _entropy_T(self, stats: TokenStats, batch: PackedBatch) -> Tensor:
+        entropy_T = stats.entropy_T.detach()
+        match self.config.entropy_scope:
+            case "token":
+                return entropy_T
+            case "sequence":
+                return batch.per_token(batch.sequence_means(entropy_T))
+            case "subset" | "batch":
+                assert batch.coef_T is not None, f"the engine fills {Frozen.COEFFICIENTS}"
+                return batch.coef_T.to(entropy_T.dtype)
