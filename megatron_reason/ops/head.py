@@ -82,6 +82,12 @@ class HeadGradient:
         return grad_hidden_TD, grad_weight_VD
 
 
+def chunks_of(num_tokens: int, request: Request) -> list[slice]:
+    """Rows of each chunk; one empty chunk where there is no token."""
+    size = request.options.tokens_per_chunk
+    return [slice(i, min(i + size, num_tokens)) for i in range(0, max(num_tokens, 1), size)]
+
+
 class _HeadStats(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: ANN205, PLR0913 - torch's own contract; it takes tensors one by one
@@ -93,7 +99,7 @@ class _HeadStats(torch.autograd.Function):
         parts: list[RowStats] = []
         kept: list[Tensor | None] = []
         budget = request.options.saved_logits_bytes if any(ctx.needs_input_grad[:2]) else 0
-        for rows in _chunks(len(target_T), request):
+        for rows in chunks_of(len(target_T), request):
             logits_CV = head_logits(hidden_TD[rows], weight_VD, request)
             ref_CV = _ref_logits(ref_hidden_TD, ref_weight_VD, rows, request)
             parts.append(
@@ -108,7 +114,7 @@ class _HeadStats(torch.autograd.Function):
         ctx.names, values = stats.fields()
         ctx.save_for_backward(hidden_TD, weight_VD, target_T, ref_hidden_TD, ref_weight_VD, *values)
         ctx.request, ctx.kept = request, kept
-        return _outputs(ctx, stats, request)
+        return outputs(ctx, stats, request)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None):  # noqa: ANN205, ANN401
@@ -116,9 +122,9 @@ class _HeadStats(torch.autograd.Function):
         request: Request = ctx.request
         stats = RowStats(**dict(zip(ctx.names, values, strict=True)))
         shard = VocabShard.of(len(weight_VD), request.vocab_size, request.tp_group)
-        cotangents = _cotangents(grads, stats)
+        cotangents = cotangents_of(grads, stats)
         total = HeadGradient(request, hidden_TD, weight_VD, *ctx.needs_input_grad[:2])
-        for index, rows in enumerate(_chunks(len(target_T), request)):
+        for index, rows in enumerate(chunks_of(len(target_T), request)):
             logits_CV = ctx.kept[index]
             ctx.kept[index] = None
             if logits_CV is None:
@@ -149,7 +155,7 @@ class _LogitsStats(torch.autograd.Function):
         ctx.names, values = stats.fields()
         ctx.save_for_backward(logits_TV, target_T, ref_logits_TV, *values)
         ctx.request, ctx.shard = request, shard
-        return _outputs(ctx, stats, request)
+        return outputs(ctx, stats, request)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None):  # noqa: ANN205, ANN401
@@ -157,12 +163,12 @@ class _LogitsStats(torch.autograd.Function):
         stats = RowStats(**dict(zip(ctx.names, values, strict=True)))
         grad_TV = row_gradient(
             RowLogits(logits_TV, target_T, ref_logits_TV), ctx.shard, stats,
-            _cotangents(grads, stats), ctx.request.temperature,
+            cotangents_of(grads, stats), ctx.request.temperature,
         )  # fmt: skip
         return grad_TV, None, None, None
 
 
-def _outputs(
+def outputs(
     ctx: Any,  # noqa: ANN401 - torch's own context
     stats: RowStats,
     request: Request,
@@ -175,17 +181,12 @@ def _outputs(
     return stats.logprob_T, stats.entropy_T, stats.kl_T, *top1, stats.sum_p2_T
 
 
-def _cotangents(grads: tuple[Tensor | None, ...], stats: RowStats) -> Cotangents:
+def cotangents_of(grads: tuple[Tensor | None, ...], stats: RowStats) -> Cotangents:
+    """What autograd hands back for the first three of `outputs`."""
     grad_logprob_T, grad_entropy_T, grad_kl_T = grads[:3]
     if grad_logprob_T is None:
         grad_logprob_T = torch.zeros_like(stats.entropy_T)
     return Cotangents(grad_logprob_T, grad_entropy_T, grad_kl_T)
-
-
-def _chunks(num_tokens: int, request: Request) -> list[slice]:
-    """Rows of each chunk; one empty chunk where there is no token."""
-    size = request.options.tokens_per_chunk
-    return [slice(i, min(i + size, num_tokens)) for i in range(0, max(num_tokens, 1), size)]
 
 
 def _ref_logits(

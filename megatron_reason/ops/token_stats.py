@@ -8,12 +8,15 @@ T tokens, D hidden width, V vocabulary columns of this rank. Source: METHODS 10.
 the maths (`rows.py`, `vocab.py`), the schedules (`head.py`, `kernels/`), and any loss (`methods/`).
 """
 
+import importlib.util
 from collections.abc import Collection
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
 from megatron_reason.errors import PlatformError
+from megatron_reason.logs import get_logger
 from megatron_reason.ops.head import head_stats, logits_stats
 from megatron_reason.ops.inputs import HeadOptions, Reference, Request, check_head, check_logits
 from megatron_reason.ops.oracle import oracle_stats, oracle_stats_from_logits
@@ -22,8 +25,9 @@ from megatron_reason.schema.batch import Stat, TokenStats
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Backend = Literal["auto", "torch", "reference"]
+Backend = Literal["auto", "torch", "triton", "reference"]
 
+_LOGGER = get_logger(__name__)
 _DEFAULTS = HeadOptions()
 _NO_EXTRAS: frozenset[Stat] = frozenset()
 
@@ -44,8 +48,9 @@ def token_stats(  # noqa: PLR0913 - the public signature other code relies on
         temperature: divides the logits, the reference's too.
         vocab_size: real vocabulary over all ranks, beyond which columns are padding; None if
             nothing is padding.
-        backend: `torch` (chunked, fused backward), `reference` (plain autograd, the oracle of the
-            tests), or `auto` for the fastest present.
+        backend: `torch` (chunked, fused backward), `triton` (logits stay in registers; needs a
+            GPU), `reference` (plain autograd, the oracle of the tests), or `auto`: `triton` for
+            tensors on a GPU where it is installed, else `torch`. The choice is logged once.
         options: precision, memory and checks.
         extras: further statistics, `Stat.TOP1` and `Stat.SUM_P2`; neither has a gradient.
         reference: hidden states [T, D2] and head [V, D2] of a frozen model; fills `kl_ref_T`.
@@ -57,12 +62,17 @@ def token_stats(  # noqa: PLR0913 - the public signature other code relies on
     Raises:
         DataError: tensors that do not fit each other or the vocabulary, a target outside it, or
             hidden states that are not finite.
-        PlatformError: a backend that does not exist.
+        PlatformError: a backend that does not exist, or that cannot run here.
     """
     request = Request(tp_group, vocab_size, temperature, options, extras)
     check_head(hidden, weight, target, request, reference)
-    if _chosen(backend) == "reference":
+    chosen = _chosen(backend, hidden.device.type)
+    if chosen == "reference":
         return oracle_stats(hidden, weight, target, request, reference)
+    if chosen == "triton":
+        from megatron_reason.ops.kernels.token_stats import kernel_stats
+
+        return kernel_stats(hidden, weight, target, request, reference)
     return head_stats(hidden, weight, target, request, reference)
 
 
@@ -80,16 +90,44 @@ def token_stats_from_logits(  # noqa: PLR0913 - the public signature other code 
     """
     request = Request(tp_group, vocab_size, temperature, options, extras)
     check_logits(logits, target, request, reference_logits)
-    if _chosen(backend) == "reference":
+    if backend == "triton":
+        raise PlatformError(
+            "token_stats_from_logits backend 'triton'",
+            "that backend multiplies by the LM head itself; it takes no logits.",
+            "Use backend 'auto' or 'torch', or call token_stats with hidden states and head.",
+        )
+    if _known(backend) == "reference":
         return oracle_stats_from_logits(logits, target, request, reference_logits)
     return logits_stats(logits, target, request, reference_logits)
 
 
-def _chosen(backend: str) -> str:
+def _chosen(backend: str, device_type: str) -> str:
+    """Backend for an LM head on a kind of device."""
+    is_installed = importlib.util.find_spec("triton") is not None
+    if _known(backend) == "triton" and not is_installed:
+        raise PlatformError(
+            "token_stats backend 'triton'",
+            "Triton is not installed.",
+            "Use backend 'auto' or 'torch', or install triton.",
+        )
+    if backend != "auto":
+        return backend
+    chosen = "triton" if device_type == "cuda" and is_installed else "torch"
+    _announce(chosen, device_type)
+    return chosen
+
+
+def _known(backend: str) -> str:
     if backend not in get_args(Backend):
         raise PlatformError(
             "token_stats",
             f"there is no backend called '{backend}'.",
             f"Use one of {', '.join(get_args(Backend))}.",
         )
-    return "torch" if backend == "auto" else backend
+    return backend
+
+
+@lru_cache
+def _announce(chosen: str, device_type: str) -> None:
+    """Say once what `auto` stands for."""
+    _LOGGER.info("token_stats on %s: backend '%s'", device_type, chosen)

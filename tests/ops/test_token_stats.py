@@ -19,7 +19,7 @@ def blend(stats: TokenStats) -> torch.Tensor:
     """A scalar that depends on every differentiable statistic, differently for each token."""
     weights = torch.linspace(-1, 1, len(stats.logprob_T), dtype=stats.logprob_T.dtype)
     total = stats.logprob_T.sin() * weights + stats.entropy_T.square()
-    return (total if stats.kl_ref_T is None else total + stats.kl_ref_T.exp() * weights).sum()
+    return (total if stats.kl_ref_T is None else total + stats.kl_ref_T.sin() * weights).sum()
 
 
 def assert_same(found: TokenStats, expected: TokenStats, **tolerance: float) -> None:

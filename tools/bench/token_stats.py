@@ -1,0 +1,306 @@
+"""Time and memory of the token statistics against other ways to get them, as ratios in one run.
+
+    python tools/bench/token_stats.py --tokens 1024 --dtype float32 --rounds 3
+    torchrun --nproc-per-node 2 tools/bench/token_stats.py --tokens 1024
+
+Three tasks: `head` (hidden states to both statistics and back, cotangents for both), `forward`
+(no gradients), and `logits` (the same as `head` from logits that exist). Every implementation gets
+the same inputs; rounds are interleaved; on a CPU the figure is the median of CPU seconds of one
+thread per rank, because machines are shared, on a GPU of wall seconds. Memory is the peak beyond
+what is resident before the call, of which the gradients every implementation must return are shown
+apart. The floor is the plain products alone, timed in the same rounds. A peer in
+`token_stats_peers.py` counts for the ratio if it gives the entropy's gradient, as all there do.
+Writes JSON and a table to `tools/bench/results/`. Sizes default to SmolLM2's head on a CPU, and to
+Qwen2.5-7B's on a GPU.
+"""
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from token_stats_peers import PEERS, WHOLE_VOCABULARY_ONLY, HeadPeer, Pair, Peer, liger
+from torch import Tensor
+
+from megatron_reason import platform
+from megatron_reason.ops.streaming import streamed_loss
+from megatron_reason.ops.token_stats import HeadOptions, token_stats, token_stats_from_logits
+from megatron_reason.schema.batch import TokenStats
+
+RESULTS = Path(__file__).parent / "results"
+KEEP_ALL = HeadOptions(saved_logits_bytes=2**40)
+KEEP_NONE = HeadOptions(saved_logits_bytes=0, tokens_per_chunk=512)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs that all implementations share."""
+
+    hidden: Tensor
+    weight: Tensor
+    target: Tensor
+    grad_logprob: Tensor
+    grad_entropy: Tensor
+    group: "dist.ProcessGroup | None"
+
+    def loss(self, logprob: Tensor, entropy: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Weighted values of some tokens, of which the cotangents are the weights."""
+        return logprob * self.grad_logprob[rows] + entropy * self.grad_entropy[rows]
+
+
+@dataclass
+class Row:
+    """What was measured of one implementation."""
+
+    name: str
+    task: str
+    is_own: bool
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    """Beyond what was resident before, without the gradients that the call returns."""
+    gradients_mib: float = 0.0
+
+
+Run = Callable[[], list[Tensor]]
+"""One call; returns the gradients it made."""
+
+
+def main() -> None:
+    """Measure, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    on_gpu = platform.device().type == "cuda"
+    parser.add_argument("--tokens", type=int, default=8192 if on_gpu else 1024)
+    parser.add_argument("--width", type=int, default=3584 if on_gpu else 576)
+    parser.add_argument("--vocab", type=int, default=151936 if on_gpu else 49152)
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--chunk", type=int, default=4096 if on_gpu else 512)
+    parser.add_argument("--only", default="", help="measure only tasks and names containing this")
+    arguments = parser.parse_args()
+    if not dist.is_torchelastic_launched():
+        with tempfile.NamedTemporaryFile() as rendezvous:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{rendezvous.name}", rank=0, world_size=1
+            )
+    else:
+        dist.init_process_group(platform.distributed_backend())
+    if not on_gpu:
+        torch.set_num_threads(1)
+    with platform.cpu():
+        from megatron.core import parallel_state
+
+        parallel_state.initialize_model_parallel(dist.get_world_size())
+        case = make_case(arguments)
+        runs = implementations(case, arguments.chunk)
+        chosen = {key: run for key, run in runs.items() if arguments.only in " ".join(key)}
+        rows = measure(chosen, arguments.rounds)
+    if dist.get_rank() == 0:
+        report(rows, arguments)
+    dist.destroy_process_group()
+
+
+def make_case(arguments: argparse.Namespace) -> Case:
+    """Random hidden states and head of the asked sizes; logits of standard deviation about 3."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+    dtype, device = getattr(torch, arguments.dtype), platform.device()
+    torch.manual_seed(0)
+    hidden = torch.randn(arguments.tokens, arguments.width) * 3 / arguments.width**0.5
+    weight = torch.randn(arguments.vocab, arguments.width)
+    own = weight[rank * arguments.vocab // size : (rank + 1) * arguments.vocab // size]
+    return Case(
+        hidden.to(device, dtype),
+        own.to(device, dtype, copy=True),
+        torch.randint(arguments.vocab, (arguments.tokens,)).to(device),
+        torch.randn(arguments.tokens).to(device),
+        torch.randn(arguments.tokens).to(device),
+        dist.group.WORLD if size > 1 else None,
+    )
+
+
+def implementations(case: Case, chunk: int) -> dict[tuple[str, str], Run]:
+    """Every implementation by task and name; names of ours begin with `own`."""
+    runs: dict[tuple[str, str], Run] = {("floor", "plain products"): partial(products, case)}
+    stream = HeadOptions(tokens_per_chunk=chunk)
+    for name, options in (("own, saved", KEEP_ALL), ("own, recomputed", KEEP_NONE)):
+        runs["head", name] = partial(from_head, case, partial(own_stats, case, options))
+    runs["head", "own, streamed"] = partial(own_streamed, case, stream)
+    runs["forward", "own"] = partial(forward_only, case, partial(own_stats, case, stream))
+    logits = case.hidden @ case.weight.T
+    runs["logits", "own"] = partial(from_logits, case, logits, own_logits)
+    for name, peer in PEERS.items():
+        if case.group is not None and name in WHOLE_VOCABULARY_ONLY:
+            continue
+        whole = partial(peer_stats, case, peer)
+        runs["head", name] = partial(from_head, case, whole)
+        runs["forward", name] = partial(forward_only, case, whole)
+        runs["logits", name] = partial(from_logits, case, logits, peer)
+    fused = liger()
+    if fused is not None and case.group is None:
+        whole = partial(fused_stats, case, fused)
+        runs["head", "Liger"] = partial(from_head, case, whole)
+        runs["forward", "Liger"] = partial(forward_only, case, whole)
+    return runs
+
+
+def own_stats(case: Case, options: HeadOptions, hidden: Tensor, weight: Tensor) -> Pair:
+    """Our two-pass form."""
+    stats = token_stats(hidden, weight, case.target, tp_group=case.group, options=options)
+    return stats.logprob_T, stats.entropy_T
+
+
+def own_logits(logits: Tensor, target: Tensor, group: "dist.ProcessGroup | None") -> Pair:
+    """Our form for logits that exist."""
+    stats = token_stats_from_logits(logits, target, tp_group=group)
+    return stats.logprob_T, stats.entropy_T
+
+
+def own_streamed(case: Case, options: HeadOptions) -> list[Tensor]:
+    """Our one-pass form."""
+    hidden, weight = (t.detach().requires_grad_() for t in (case.hidden, case.weight))
+
+    def token_loss(stats: TokenStats, rows: slice) -> Tensor:
+        return case.loss(stats.logprob_T, stats.entropy_T, rows)
+
+    loss, _ = streamed_loss(
+        hidden, weight, case.target, token_loss, tp_group=case.group, options=options
+    )
+    return list(torch.autograd.grad(loss, (hidden, weight)))
+
+
+def peer_stats(case: Case, peer: Peer, hidden: Tensor, weight: Tensor) -> Pair:
+    """A plain head, then a peer; its gradient of hidden states still lacks the other ranks'."""
+    return peer(hidden @ weight.T, case.target, case.group)
+
+
+def fused_stats(case: Case, fused: HeadPeer, hidden: Tensor, weight: Tensor) -> Pair:
+    """A peer that multiplies by the head itself."""
+    return fused(hidden, weight, case.target)
+
+
+def from_head(case: Case, stats: Callable[[Tensor, Tensor], Pair]) -> list[Tensor]:
+    """Forward and backward through a head."""
+    hidden, weight = (t.detach().requires_grad_() for t in (case.hidden, case.weight))
+    loss = case.loss(*stats(hidden, weight)).sum()
+    return list(torch.autograd.grad(loss, (hidden, weight)))
+
+
+def forward_only(case: Case, stats: Callable[[Tensor, Tensor], Pair]) -> list[Tensor]:
+    """Forward through a head, without gradients."""
+    with torch.no_grad():
+        stats(case.hidden, case.weight)
+    return []
+
+
+def from_logits(case: Case, logits: Tensor, peer: Peer) -> list[Tensor]:
+    """Forward and backward from logits."""
+    leaf = logits.detach().requires_grad_()
+    loss = case.loss(*peer(leaf, case.target, case.group)).sum()
+    return list(torch.autograd.grad(loss, leaf))
+
+
+def products(case: Case) -> list[Tensor]:
+    """The three products nobody can do without, into memory that exists."""
+    logits = case.hidden @ case.weight.T
+    return [logits @ case.weight, logits.T @ case.hidden]
+
+
+def measure(runs: dict[tuple[str, str], Run], rounds: int) -> list[Row]:
+    """Peak memory in a first round, then median seconds of interleaved rounds."""
+    rows: list[Row] = []
+    for (task, name), run in runs.items():
+        gc.collect()
+        before = resident_mib(reset=True)
+        gradients = run()
+        made = sum(gradient.nbytes for gradient in gradients) / 2**20
+        del gradients
+        peak = resident_mib(reset=False) - before
+        rows.append(Row(name, task, name.startswith("own"), 0.0, peak - made, made))
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for taken, run in zip(seconds, runs.values(), strict=True):
+            dist.barrier()
+            started = clock()
+            run()
+            taken.append(clock() - started)
+    for row, taken in zip(rows, seconds, strict=True):
+        row.seconds = median(taken)
+    return rows
+
+
+def clock() -> float:
+    """CPU seconds of this process, or wall seconds once the GPU is idle."""
+    if platform.device().type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def resident_mib(*, reset: bool) -> float:
+    """Memory in use now, after forgetting earlier peaks; or the peak since then."""
+    if platform.device().type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 2**20
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    wanted = "VmRSS" if reset else "VmHWM"
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith(wanted)) / 1024
+
+
+def report(rows: list[Row], arguments: argparse.Namespace) -> None:
+    """Print and store every row, with ratios to the fastest peer of its task and to the floor."""
+    floor = next((row.seconds for row in rows if row.task == "floor"), 0.0)
+    title = (
+        f"T = {arguments.tokens}, D = {arguments.width}, V = {arguments.vocab}, "
+        f"{arguments.dtype}, TP = {dist.get_world_size()}, {platform.device().type}"
+    )
+    lines = [
+        f"### {title}", "",
+        "| task | implementation | ms | x fastest peer | x floor | extra MiB | gradients MiB |"
+        " x that peer's extra | with gradients |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for task in ("floor", "head", "forward", "logits"):
+        mine = [row for row in rows if row.task == task]
+        best = min((r for r in mine if not r.is_own), key=lambda r: r.seconds, default=None)
+        for row in sorted(mine, key=lambda r: r.seconds):
+            lines.append(line_of(row, best or row, floor))
+    print("\n".join(lines))
+    RESULTS.mkdir(exist_ok=True)
+    stem = (
+        f"token_stats-{platform.device().type}-{arguments.dtype}-t{arguments.tokens}"
+        f"-tp{dist.get_world_size()}"
+    )
+    record = {
+        "date": date.today().isoformat(), "device": platform.name(), "case": title,
+        "rounds": arguments.rounds, "chunk": arguments.chunk, "rows": [asdict(r) for r in rows],
+    }  # fmt: skip
+    if not arguments.only:
+        (RESULTS / f"{stem}.json").write_text(json.dumps(record, indent=2) + "\n")
+        (RESULTS / f"{stem}.md").write_text("\n".join(lines) + "\n")
+
+
+def line_of(row: Row, best: Row, floor: float) -> str:
+    """One line of the table; `best` is the fastest peer at the same task."""
+    extra = row.peak_mib / best.peak_mib if best.peak_mib else 0.0
+    whole = (row.peak_mib + row.gradients_mib) / max(best.peak_mib + best.gradients_mib, 1e-9)
+    by_floor = f"{row.seconds / floor:.2f}" if floor and row.task in ("floor", "head") else ""
+    return (
+        f"| {row.task} | {row.name} | {row.seconds * 1e3:.0f} | {row.seconds / best.seconds:.2f} "
+        f"| {by_floor} | {row.peak_mib:.0f} | {row.gradients_mib:.0f} | {extra:.2f} "
+        f"| {whole:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
