@@ -1,4 +1,4 @@
-"""Fixture F of METHODS 0.1 and its golden statistics: eight tokens of four sequences, V = 5."""
+"""Fixture F and its golden statistics: eight tokens of four sequences, V = 5."""
 
 from collections.abc import Sequence
 

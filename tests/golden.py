@@ -1,4 +1,4 @@
-"""Golden losses and gradients of METHODS section 2: one case per number, all on fixture F.
+"""Golden losses and gradients of every method: one case per number, all on fixture F.
 
 `check` runs a case on the whole vocabulary or on one shard of it. Tokens are rows in the order
 a1 a2 b1 b2 b3 c1 d1 d2 of the sequences that a case keeps.

@@ -1,10 +1,11 @@
 """Stage `score`: perplexity and entropy of every response, by our own forward pass.
 
-Source: METHODS 3.1. `response_only` scores the response text alone, without template or end token,
-and leaves its first token unscored when the tokenizer adds no BOS: what OXA's released script does
-and its paper's notation allows. `prompt` conditions on the rendered problem and scores the end of
-the turn too, as training sees it. Unlike the released script, whose sums and means are bfloat16
-(steps of 0.02 in perplexity near 3), everything after the logits is float32 or wider.
+Source: OXA (arXiv 2603.16206) eq. 2 and its released script. `response_only` scores the response
+text alone, without template or end token, and leaves its first token unscored when the tokenizer
+adds no BOS: what that script does and the paper's notation allows. `prompt` conditions on the
+rendered problem and scores the end of the turn too, as training sees it. Unlike in the script, whose
+sums and means are bfloat16 (steps of 0.02 in perplexity near 3), everything after the logits is
+float32 or wider.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Counts are integers known before the forward pass and summed once over the data-parallel ranks, so
 the loss is `sum of weight x value` everywhere: no factor of DP, micro-batches or packing appears.
-T packed tokens, S sequences. Source: METHODS 1 and 1.1.
+T packed tokens, S sequences. What is averaged how: `schema/method.py`, `Mean`.
 """
 
 from collections.abc import Mapping, Sequence

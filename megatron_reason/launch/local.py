@@ -18,6 +18,12 @@ import psutil
 from megatron_reason.errors import LaunchError
 from megatron_reason.launch.base import Job
 
+WORKER_ENVIRONMENT = {
+    # Activations come and go by the 10 MB: without huge pages a CPU spends 7 % of a forward pass
+    # on page faults.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""What workers find in their environment unless the user has set it."""
 _TAIL_LINES = 25
 _GRACE_S = 15.0
 # Set before torchrun takes the process over: PR_SET_PDEATHSIG survives exec.
@@ -64,6 +70,7 @@ def torchrun_command(job: Job) -> list[str]:
 def _workers(job: Job) -> Iterator[subprocess.Popen[bytes]]:
     """The running torchrun; on any exception, SIGTERM included, its whole tree is ended."""
     environment = {
+        **WORKER_ENVIRONMENT,
         **os.environ,
         **job.environment,
         "OMP_NUM_THREADS": str(job.threads_per_process),

@@ -1,7 +1,8 @@
 """Policy gradient as LUFFY's code takes it, with likelihood beside it: shared by its descendants.
 
 No standard deviation, no clip, the sum over tokens divided by the generation budget, an entropy
-bonus over every token. Source: METHODS 2.13-2.14, 2.17. Not here: who gets which loss.
+bonus over every token. Source: the released code of LUFFY (arXiv 2504.14945). Not here: who gets
+which loss.
 """
 
 from collections.abc import Mapping, Sequence

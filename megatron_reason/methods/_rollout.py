@@ -1,6 +1,6 @@
 """What methods that learn from rollouts share: sizes of an update and group advantages.
 
-Source: GRPO (arXiv 2402.03300), eq. 1; METHODS 2.9. Not here: any loss (`_surrogate.py`).
+Source: GRPO (arXiv 2402.03300), eq. 1. Not here: any loss (`_surrogate.py`).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Policy-gradient maths: ratio, clip, dual clip, sequence ratio, truncated weights, KL estimates.
 
 T packed tokens. Source: PPO (arXiv 1707.06347) eq. 7; dual clip (arXiv 1912.09729) eq. 5; GSPO
-(arXiv 2507.18071) eq. 5; estimators k1, k2, k3 of Schulman's note on approximating KL; METHODS 2.9.
+(arXiv 2507.18071) eq. 5; estimators k1, k2, k3 of Schulman's note on approximating KL.
 Advantages and anchors are constants. Not here: which sequences, and how values are averaged.
 """
 

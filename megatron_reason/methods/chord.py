@@ -2,7 +2,7 @@
 
 Loss. (1 - mu) L_GRPO + mu L_SFT. CHORD-mu lets mu fall from 0.9 to 0.05 over 200 updates; CHORD-phi
 holds mu at 0.1 and weighs each expert token by p (1 - p).
-Source: CHORD (arXiv 2508.11408) eqs. 3-6; METHODS 2.15-2.16.
+Source: CHORD (arXiv 2508.11408) eqs. 3-6
 Settings. CHORD-mu: the defaults. CHORD-phi: peak 0.1, valley 0.1, decay_updates 0,
 token_weight probability_complement.
 Data. Rollouts, graded; expert demonstrations of any prompts, in a batch of their own.

@@ -3,7 +3,7 @@
 Loss. With cov_t = (A_t - mean A)(log p_t - mean log p) over the batch: Clip-Cov drops a random few
 of the tokens with a large covariance from PPO's loss; KL-Cov takes -A r without a clip and adds
 beta |log p - log p_old| to the tokens of largest covariance.
-Source: the entropy mechanism of RL (arXiv 2505.22617) eqs. 9-13; METHODS 2.18-2.19.
+Source: the entropy mechanism of RL (arXiv 2505.22617) eqs. 9-13
 Data. Fresh rollouts, graded, and several updates per batch of rollouts: KL-Cov does nothing in the
 first one, where log p = log p_old.
 Expect. Entropy that falls more slowly, or not at all.

@@ -2,7 +2,7 @@
 
 Loss. L = mean of -sg[p(x_t)] log p(x_t); the weight is a constant, so dL/dlogp = -p.
 Source: DFT (arXiv 2508.05629) eq. 9, and Data Rewriting (arXiv 2509.15157) eq. 5, which is the same
-loss on rewritten demonstrations; METHODS 2.6-2.8.
+loss on rewritten demonstrations
 Data. Demonstrations. DR trains on its own solutions, its retellings, else on the expert's.
 Expect. A loss near zero early on: p log p is small where p is small. Watch `train/nll` instead.
 Deviations. The paper's eq. 5 sums over tokens; the released code takes the token mean of each

@@ -3,7 +3,7 @@
 Loss. -min(r A, clip(r) A) with r = p / p_old and A = (R - mean) / std within the prompt's rollouts,
 plus, where asked for, a KL penalty and an entropy bonus.
 Source: GRPO (arXiv 2402.03300) eqs. 1-3; DAPO (arXiv 2503.14476) eqs. 8-13; Dr.GRPO
-(arXiv 2503.20783) eq. 3; GSPO (arXiv 2507.18071) eqs. 5-7; METHODS 2.9.
+(arXiv 2503.20783) eq. 3; GSPO (arXiv 2507.18071) eqs. 5-7.
 Settings. GRPO as verl runs it: the defaults. DAPO: clip_high 0.28, dual_clip null,
 drop_equal_groups true, overlong_buffer. Dr.GRPO: divide_by_std false, mean seq_mean_token_sum_norm.
 GSPO: ratio sequence, mean seq_mean_token_mean, clip_low 3e-4, clip_high 4e-4. OXA's RL: kl_weight

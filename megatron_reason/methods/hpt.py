@@ -2,7 +2,7 @@
 
 Loss. -A r over the rollouts of prompts solved more than `gate` times, c -log p over the
 demonstrations of the others, minus an entropy bonus.
-Source: HPT (arXiv 2509.04419) algorithm 1 and eqs. 14-15; METHODS 2.17.
+Source: HPT (arXiv 2509.04419) algorithm 1 and eqs. 14-15.
 Settings. gate 0 and sft_weight 1 for Qwen2.5-Math-7B, sft_weight 0.3 for 1.5B, gate 2 for Llama.
 Data. Prompts with a demonstration each.
 Expect. The share of prompts that are imitated falls as the model learns.

@@ -2,7 +2,7 @@
 
 Loss. Mean over prompts of (1 - alpha) L_SFT + alpha L_GRPO, alpha = min(1, l (e^M - 1) D / D_max)
 if M > c, else 0; M is the share of correct rollouts, D the deviation of their total rewards.
-Source: LESE (anonymous submission) eqs. 1-6; METHODS 2.12.
+Source: LESE (anonymous submission) eqs. 1-6.
 Data. Prompts with a demonstration each; rewards with core, strict and format parts, 3.1 in all.
 Expect. Nobody solves a prompt: pure SFT. Every rollout has the full reward: the prompt is skipped.
 Deviations. D is the population's standard deviation, as the stated bound 1.55 = 3.1 / 2 demands;

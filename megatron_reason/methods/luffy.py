@@ -2,7 +2,7 @@
 
 Loss. -A r over rollouts, -A f(p) over the demonstration with f(p) = p / (p + gamma), minus an
 entropy bonus; A from the mean over rollouts and demonstration together.
-Source: LUFFY (arXiv 2504.14945) eqs. 4-8; METHODS 2.13.
+Source: LUFFY (arXiv 2504.14945) eqs. 4-8.
 Data. Prompts with a demonstration each, which is graded like a rollout.
 Expect. Rare demonstration tokens are pushed most: the gradient is largest at p = gamma.
 Deviations. The defaults are the released script's, not the text's: no standard deviation, no clip,

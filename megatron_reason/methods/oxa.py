@@ -1,10 +1,15 @@
 """OXA: imitate low-confidence truths, suppress high-confidence errors.
 
-Source: OXA, arXiv 2603.16206, eq. 3 (imitate) and eqs. 4-5 (suppress); METHODS 2.4-2.5:
-L = mean -log p(x_t) over truths + alpha mean -log(1 - p(x_t)) over errors.
-Aggregation follows the released code: each role is a mean over sequences of token means, each over
-its own sequences. The paper's "batch size 128" counts the truths; an update takes 128 + 128.
-The data make the method: `select` promotes truths by perplexity, `generate` makes the errors.
+Loss. L = mean -log p(x_t) over truths + alpha mean -log(1 - p(x_t)) over errors.
+Source: OXA (arXiv 2603.16206) eq. 3 (imitate) and eqs. 4-5 (suppress)
+Settings. OXA_Full: the defaults. OXA_MLE: negatives_per_update 0.
+Data. Verified teacher responses selected by perplexity, and the model's own wrong answers of lowest
+perplexity. The data make the method: `select` promotes, `generate` makes the errors.
+Expect. `train/ul` starts small and hardly moves: alpha is small because, token by token, the push
+exceeds that of likelihood by p / (1 - p).
+Deviations. The paper's "batch size 128" counts the truths; an update takes 128 + 128, as released.
+Each role is a mean over its own sequences of token means. The released clamp leaves tokens above
+p = 1 - 1e-6 without gradient; `clamp: exact` follows the paper.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 
 Loss. A rollout update is GRPO's with an entropy bonus; a burst is likelihood with the same bonus on
 the demonstrations of the newest hard prompts.
-Source: ReLIFT (arXiv 2506.07527) algorithm 1; METHODS 2.14.
+Source: ReLIFT (arXiv 2506.07527) algorithm 1.
 Data. Prompts with a demonstration each. A prompt is hard if all its rollouts are wrong; hard
 prompts wait in a pool, newest first, and a burst takes `burst_size` once so many wait.
 Expect. About one demonstration in eight is used.

@@ -2,7 +2,7 @@
 
 Loss. L = mean -log p(x_t) + lambda mean KL_t, with KL_t = sum_j p_j (log p_j - log q_j) over the
 whole vocabulary at the demonstration's positions, q the frozen base model.
-Source: SRFT (arXiv 2506.19767) appendix B, eq. A1; METHODS 2.3.
+Source: SRFT (arXiv 2506.19767) appendix B, eq. A1.
 Data. Demonstrations, and the base model as reference.
 Expect. The penalty is 0 at the start and grows as the model leaves the base.
 Deviations. The paper gives neither direction, estimator nor reduction; here it is the reverse KL,

@@ -2,7 +2,7 @@
 
 Loss. Four means: w_SFT -log p and -A p over demonstrations, w_RL -log p over correct rollouts and
 log p over wrong ones, with w_SFT = 0.5 sg[exp(-H)] and w_RL = 0.1 sg[exp(H)].
-Source: SRFT (arXiv 2506.19767) eqs. 7-13; METHODS 2.11.
+Source: SRFT (arXiv 2506.19767) eqs. 7-13.
 Data. Prompts with a demonstration each; rollouts and demonstration form one group for A.
 Expect. `train/wrong` falls without bound if rollouts are used for several updates: make one.
 If every rollout is right, the demonstration's advantage is 0 and only likelihood terms remain.

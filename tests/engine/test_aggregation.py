@@ -22,7 +22,7 @@ def test_weights_of_a_mean_sum_to_one_over_any_split(mean: str) -> None:
 
 
 def test_official_per_token_weights_of_oxa() -> None:
-    # METHODS 2.5: A 0.25, C 0.5, B 1.6667e-5, D 2.5e-5 at alpha = 1e-4.
+    # OXA_Full on fixture F: A 0.25, C 0.5, B 1.6667e-5, D 2.5e-5 at alpha = 1e-4.
     batch = fixture_f.batch((Role.DEMO, Role.NEGATIVE, Role.DEMO, Role.NEGATIVE))
     ce = Term("ce", over=Role.DEMO, mean="seq_mean_token_mean")
     ul = Term("ul", over=Role.NEGATIVE, mean="seq_mean_token_mean", coef=1e-4)

@@ -3,11 +3,12 @@
     python tools/bench/score.py --problems 40 --rounds 3
 
 Same model (SmolLM2-135M), same texts, same machine, interleaved rounds in one run. The peer is
-written after METHODS 3.1: one problem at a time, up to 8 of its responses padded to the longest,
-bfloat16 autocast, the whole [B, L, V] logits, cross-entropy on them. Ours is the stage's own
-function, `engine.prepass.score_sequences`, data parallel over one process per core, packed, with
-float32 logits. Model loading is left out on both sides. Writes a table and a JSON file to
-`tools/bench/results/`.
+written after its description: one problem at a time, up to 8 of its responses padded to the
+longest, bfloat16 autocast, the whole [B, L, V] logits, cross-entropy on them; it runs as a script
+does. Ours is the stage's own function, `engine.prepass.score_sequences`, data parallel over one
+process per core, packed, bfloat16 logits and float32 statistics; it runs as `launch/local.py`
+starts workers, huge pages included. Model loading is left out on both sides. Writes a table and a
+JSON file to `tools/bench/results/`.
 """
 
 import argparse
@@ -23,6 +24,10 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from megatron_reason.launch.local import WORKER_ENVIRONMENT  # noqa: E402
+
 RESPONSES_PER_BATCH = 8
 
 
@@ -127,6 +132,8 @@ def launch(side: str, arguments: argparse.Namespace, output: Path) -> list[Round
     command = [sys.executable, *(launcher if side == "ours" else []), *inner]
     threads = "1" if side == "ours" else str(cores)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+    if side == "ours":
+        environment |= WORKER_ENVIRONMENT
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     return [Round(**row) for row in json.loads(output.read_text())]
 

@@ -19,7 +19,8 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
@@ -86,16 +87,9 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=4096 if on_gpu else 512)
     parser.add_argument("--only", default="", help="measure only tasks and names containing this")
     arguments = parser.parse_args()
-    if not dist.is_torchelastic_launched():
-        with tempfile.NamedTemporaryFile() as rendezvous:
-            dist.init_process_group(
-                "gloo", init_method=f"file://{rendezvous.name}", rank=0, world_size=1
-            )
-    else:
-        dist.init_process_group(platform.distributed_backend())
     if not on_gpu:
         torch.set_num_threads(1)
-    with platform.cpu():
+    with joined_ranks(), platform.cpu():
         from megatron.core import parallel_state
 
         parallel_state.initialize_model_parallel(dist.get_world_size())
@@ -103,9 +97,21 @@ def main() -> None:
         runs = implementations(case, arguments.chunk)
         chosen = {key: run for key, run in runs.items() if arguments.only in " ".join(key)}
         rows = measure(chosen, arguments.rounds)
-    if dist.get_rank() == 0:
-        report(rows, arguments)
-    dist.destroy_process_group()
+        if dist.get_rank() == 0:
+            report(rows, arguments)
+
+
+@contextmanager
+def joined_ranks() -> Iterator[None]:
+    """Torchrun's process group, or one of this process alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        if dist.is_torchelastic_launched():
+            dist.init_process_group(platform.distributed_backend())
+        else:
+            place = f"file://{folder}/rendezvous"
+            dist.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
 
 
 def make_case(arguments: argparse.Namespace) -> Case:

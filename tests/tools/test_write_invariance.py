@@ -1,0 +1,18 @@
+import write_invariance
+
+from tests.engine import invariance
+
+
+def test_the_table_has_a_row_per_method_and_a_column_per_layout() -> None:
+    columns = {"tp1": {"SFT": 1e-7, "GRPO": 2e-6}, "tp2": {"SFT": 3e-7, "GRPO": 4e-6}}
+    text = write_invariance.table(columns, ["packed"])
+    assert "| SFT | 1e-07 | 3e-07 |" in text
+    assert "| GRPO | 2e-06 | 4e-06 |" in text
+
+
+def test_the_committed_page_covers_every_method_and_layout() -> None:
+    page = write_invariance.PAGE.read_text(encoding="utf-8")
+    for method in invariance.METHODS:
+        assert f"| {method} |" in page
+    for layout in invariance.LAYOUTS:
+        assert "tp{}-pp{}-dp{}".format(*layout) in page

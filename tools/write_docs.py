@@ -1,0 +1,131 @@
+"""Writes `docs/methods/`: a page per method, from its docstrings, settings and needs.
+
+    .venv/bin/python tools/write_docs.py          # write the pages
+    .venv/bin/python tools/write_docs.py --check  # say which are out of date; exit code 1 if any
+
+A method's module docstring is its page: one line, then paragraphs that begin with a word of
+`SECTIONS`. Not here: any fact about a method.
+"""
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from megatron_reason.schema.method import Method
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "methods"
+SECTIONS = ("Loss", "Source", "Settings", "Data", "Expect", "Deviations")
+REQUIRED = ("Loss", "Source", "Data", "Expect", "Deviations")
+_HEAD = re.compile(rf"^({'|'.join(SECTIONS)})[.:] ", re.MULTILINE)
+
+
+def sections_of(docstring: str) -> tuple[str, dict[str, str]]:
+    """First line, and text by section.
+
+    Raises:
+        ValueError: a required section is missing.
+    """
+    summary, _, body = inspect.cleandoc(docstring).partition("\n\n")
+    parts = _HEAD.split(body)
+    found = dict(zip(parts[1::2], (text.strip() for text in parts[2::2]), strict=True))
+    if missing := [name for name in REQUIRED if name not in found]:
+        raise ValueError(f"'{summary}' has no paragraph {', '.join(missing)}")
+    return summary, found
+
+
+def page_of(name: str, method: "type[Method[Any]]") -> str:
+    """Markdown page of one method."""
+    module = inspect.getmodule(method)
+    summary, sections = sections_of((module and module.__doc__) or "")
+    title, _, purpose = summary.partition(": ")
+    lines = [f"# {title}", "", purpose or title, ""]
+    for section in SECTIONS:
+        if section in sections:
+            lines += [f"**{section}.** {_escaped(sections[section])}", ""]
+    needs = method.needs
+    lines += [
+        "## Needs", "",
+        f"- sequences of role {_listed(needs.roles)}",
+        f"- statistics: {_listed(needs.stats)}",
+        f"- frozen constants per token, whatever the settings: {_listed(needs.frozen)}", "",
+        "## Settings", "",
+        f"`method: {{name: {name}, ...}}`; `mreason show method {name}` prints them, too.", "",
+        "| setting | default | meaning |", "|---|---|---|",
+    ]  # fmt: skip
+    for field, info in method.config_class.model_fields.items():
+        if field != "name":
+            default = json.dumps(info.default).strip('"')
+            lines.append(f"| `{field}` | `{default}` | {_escaped(info.description or '')} |")
+    lines += ["", f"Code: `megatron_reason/methods/{Path(inspect.getfile(method)).name}`.", ""]
+    return "\n".join(lines)
+
+
+def index_of(methods: "list[tuple[str, type[Method[Any]]]]") -> str:
+    """Markdown page that lists all methods."""
+    lines = [
+        "# Methods", "",
+        "Written by `tools/write_docs.py` from the code. Each method is one file; how to add one "
+        "is in [add_a_method.md](../add_a_method.md), how they were checked in "
+        "[invariance.md](../invariance.md).", "",
+        "| name | what it is |", "|---|---|",
+    ]  # fmt: skip
+    for name, method in methods:
+        module = inspect.getmodule(method)
+        summary, _ = sections_of((module and module.__doc__) or "")
+        lines.append(f"| [`{name}`]({name}.md) | {_escaped(summary)} |")
+    return "\n".join([*lines, ""])
+
+
+def pages() -> dict[Path, str]:
+    """Every page, by path."""
+    from megatron_reason.schema.method import METHODS
+
+    methods = list(METHODS)
+    written = {PAGES / f"{name}.md": page_of(name, method) for name, method in methods}
+    return written | {PAGES / "README.md": index_of(methods)}
+
+
+def _listed(values: "Collection[object]") -> str:
+    return ", ".join(f"`{value}`" for value in sorted(map(str, values))) or "none"
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+
+
+def main() -> None:
+    """Write the pages, or compare them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    is_check = parser.parse_args().check
+    sys.path.insert(0, str(ROOT))
+    wanted = pages()
+    stale = [
+        path
+        for path, text in wanted.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    stale += [path for path in PAGES.glob("*.md") if path not in wanted]
+    if is_check:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is out of date: run tools/write_docs.py")
+        sys.exit(1 if stale else 0)
+    PAGES.mkdir(parents=True, exist_ok=True)
+    for path in stale:
+        if path in wanted:
+            path.write_text(wanted[path], encoding="utf-8")
+        else:
+            path.unlink()
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
