@@ -84,10 +84,10 @@ class ProgressBar:
     def _log_line(self, now: float, note: str) -> None:
         elapsed_s = max(now - self._started_s, 1e-9)
         rate = self.done / elapsed_s
-        left_s = (self.total - self.done) / rate if rate else float("inf")
+        left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "just begun"
         logging.getLogger(_ROOT).info(
-            "%s %d/%d %s  %.2f/s  %.0f s left  %s",
-            self.title, self.done, self.total, self.unit, rate, left_s, note,
+            "%s %d/%d %s  %.2f/s  %s  %s",
+            self.title, self.done, self.total, self.unit, rate, left, note,
         )  # fmt: skip
 
 

@@ -3,9 +3,9 @@
 Source: OXA (arXiv 2603.16206) eq. 2 and its released script. `response_only` scores the response
 text alone, without template or end token, and leaves its first token unscored when the tokenizer
 adds no BOS: what that script does and the paper's notation allows. `prompt` conditions on the
-rendered problem and scores the end of the turn too, as training sees it. Unlike in the script, whose
-sums and means are bfloat16 (steps of 0.02 in perplexity near 3), everything after the logits is
-float32 or wider.
+rendered problem and scores the end of the turn too, as training sees it. Unlike in the script,
+whose sums and means are bfloat16 (steps of 0.02 in perplexity near 3), everything after the logits
+is float32 or wider.
 """
 
 import math

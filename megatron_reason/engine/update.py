@@ -29,7 +29,7 @@ def update(
     """Make one update over the global batch `samples` (the same list on every rank).
 
     Returns:
-        Metrics by name; complete on ranks of the last pipeline stage.
+        Metrics by name, on every rank.
 
     Raises:
         NumericsError: too many updates in a row had non-finite gradients.
@@ -44,7 +44,7 @@ def update(
     metrics = merged.means()
     if topology.is_last_stage:
         metrics |= means_of(terms, merged)
-    return metrics | {
+    return _from_last_stage(metrics, topology) | {
         "train/grad_norm": norm,
         "train/lr": rate,
         "train/nonfinite_skipped": float(guard.skipped),
@@ -52,6 +52,15 @@ def update(
         "time/step": seconds,
         "progress/samples": float((state.update + 1) * len(samples)),
     }
+
+
+def _from_last_stage(metrics: dict[str, float], topology: Topology) -> dict[str, float]:
+    """The metrics of the last pipeline stage, on every stage: rank 0 shows them."""
+    if topology.pp_group is None:
+        return metrics
+    box = [metrics]
+    dist.broadcast_object_list(box, group=topology.pp_group, group_src=topology.pp_size - 1)
+    return box[0]
 
 
 def accumulate(

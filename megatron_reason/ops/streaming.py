@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from megatron_reason.errors import DataError
-from megatron_reason.ops.head import HeadGradient, chunks_of, cotangents_of
+from megatron_reason.ops.head import ChunkedHead, HeadGradient, chunks_of, cotangents_of
 from megatron_reason.ops.inputs import HeadOptions, Request, check_head
-from megatron_reason.ops.oracle import head_logits
 from megatron_reason.ops.rows import Cotangents, RowLogits, row_gradient, row_stats, wide_dtype
 from megatron_reason.ops.vocab import RowStats, VocabShard, concatenated, merged_over
 from megatron_reason.schema.batch import TokenStats
@@ -71,9 +70,10 @@ class _StreamedLoss(torch.autograd.Function):
         shard = VocabShard.of(len(weight_VD), request.vocab_size, request.tp_group)
         total = HeadGradient(request, hidden_TD, weight_VD, *ctx.needs_input_grad[:2])
         loss = hidden_TD.new_zeros((), dtype=wide_dtype(hidden_TD.dtype))
+        head = ChunkedHead(hidden_TD, weight_VD, request)
         parts: list[RowStats] = []
         for rows in chunks_of(len(target_T), request):
-            logits_CV = head_logits(hidden_TD[rows], weight_VD, request)
+            logits_CV = head.logits(rows)
             chunk = RowLogits(logits_CV, target_T[rows])
             stats = merged_over(request.tp_group, row_stats(chunk, shard, request.temperature))
             parts.append(stats)
@@ -83,8 +83,6 @@ class _StreamedLoss(torch.autograd.Function):
                 total.add(rows, row_gradient(
                     chunk, shard, stats, cotangents, request.temperature, out=logits_CV
                 ))  # fmt: skip
-            # Freed before the next chunk's logits come, not after.
-            del logits_CV, chunk
         ctx.save_for_backward(*total.totals())
         whole = concatenated(parts)
         ctx.mark_non_differentiable(logprob_T := whole.logprob_T, whole.entropy_T)

@@ -140,7 +140,8 @@ def merge(parts_RT: RowStats) -> RowStats:
     entropy_RT = (parts_RT.entropy_T - log_share_RT).masked_fill(is_empty_RT, 0)
     sum_p2_T = ref_max_T = ref_log_sum_T = kl_T = None
     if parts_RT.sum_p2_T is not None:
-        sum_p2_T = (share_RT.square() * parts_RT.sum_p2_T).sum(dim=0)
+        sum_p2_RT = parts_RT.sum_p2_T.masked_fill(is_empty_RT, 0)
+        sum_p2_T = (share_RT.square() * sum_p2_RT).sum(dim=0)
     if parts_RT.kl_T is not None:
         assert parts_RT.ref_max_logit_T is not None, "kl_T comes with the reference's maxima"
         assert parts_RT.ref_log_sum_T is not None, "kl_T comes with the reference's sums"

@@ -7,11 +7,13 @@ from tests import fixture_f
 from tests.ops.fixture_kl import KL_REF, REF_LOGITS
 
 
-def whole_from(cuts: tuple[int, ...]) -> RowStats:
-    """Statistics of fixture F merged from parts of the vocabulary that end at `cuts`."""
+def whole_from(
+    cuts: tuple[int, ...], logits: torch.Tensor = fixture_f.LOGITS, ref: torch.Tensor = REF_LOGITS
+) -> RowStats:
+    """Statistics (of fixture F) merged from parts of the vocabulary that end at `cuts`."""
     parts = []
     for begin, end in zip((0, *cuts[:-1]), cuts, strict=True):
-        rows = RowLogits(fixture_f.LOGITS[:, begin:end], fixture_f.TARGET, REF_LOGITS[:, begin:end])
+        rows = RowLogits(logits[:, begin:end], fixture_f.TARGET, ref[:, begin:end])
         parts.append(row_stats(rows, VocabShard(begin, end - begin, None), sum_p2=True))
     names = parts[0].fields()[0]
     stacked = (torch.stack(values) for values in zip(*(p.fields()[1] for p in parts), strict=True))
@@ -31,6 +33,14 @@ def test_parts_of_the_vocabulary_merge_into_the_golden_numbers(cuts: tuple[int, 
     ):
         torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
     assert stats.is_top1_T.tolist() == [True, False, True, False, True, True, False, True]
+
+
+def test_a_part_of_minus_infinity_changes_nothing() -> None:
+    nothing = torch.full((8, 2), -torch.inf, dtype=torch.float64)
+    logits, ref = (torch.cat([x, nothing], dim=1) for x in (fixture_f.LOGITS, REF_LOGITS))
+    stats, plain = whole_from((3, 5, 7), logits, ref), whole_from((3, 5))
+    for found, expected in zip(stats.fields()[1], plain.fields()[1], strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_an_offset_common_to_a_row_costs_no_digit() -> None:

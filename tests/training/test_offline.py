@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -152,3 +153,23 @@ def test_a_missing_role_is_refused(tmp_path: Path, roles: set[str], message: str
     report, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert message in report
+
+
+def test_a_method_with_a_reference_model_trains_and_leaves_it(tmp_path: Path) -> None:
+    """The penalty is nothing while model and reference are one, and something afterwards."""
+    settings = METHODS.get("sft_kl").config_class(demos_per_update=4)
+    train = TrainConfig(
+        updates=3, batch=BatchConfig(max_tokens_per_microbatch=48), optim=OptimConfig(lr=1e-2),
+        parallel=ParallelConfig(pipeline_model_parallel_size=2),
+    )  # fmt: skip
+    output = tmp_path / "run"
+    report = run(write_job(tmp_path, output, method=settings, train=train))
+    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    penalties = [json.loads(line)["train/kl"] for line in lines]
+    # Warm-up starts below the full rate, but above 0.
+    assert penalties[0] == pytest.approx(0.0, abs=1e-6)
+    assert penalties[2] > 1e-4
+    assert all(json.loads(line)["time/step"] > 0 for line in lines)
+    # A log file gets a line every ten seconds, and one at the end, with loss and seconds.
+    steps = re.findall(r"(\d)/3 updates .* loss ([\d.]+)  grad_norm [\d.]+  ([\d.]+) s", report)
+    assert [step for step, _, _ in steps][-1] == "3"

@@ -4,14 +4,16 @@
 
 Same model (SmolLM2-135M), same texts, same machine, interleaved rounds in one run. The peer is
 written after its description: one problem at a time, up to 8 of its responses padded to the
-longest, bfloat16 autocast, the whole [B, L, V] logits, cross-entropy on them; it runs as a script
-does. Ours is the stage's own function, `engine.prepass.score_sequences`, data parallel over one
-process per core, packed, bfloat16 logits and float32 statistics; it runs as `launch/local.py`
-starts workers, huge pages included. Model loading is left out on both sides. Writes a table and a
-JSON file to `tools/bench/results/`.
+longest, tokenised twice, bfloat16 autocast, the whole [B, L, V] logits, a contiguous copy of them,
+cross-entropy outside autocast, garbage collected after each problem; it runs as a script does. Ours
+is the stage's own function, `engine.prepass.score_sequences`, data parallel over one process per
+core, packed, bfloat16 logits and float32 statistics; it runs as `launch/local.py` starts workers,
+huge pages included. Model loading is left out on both sides. Writes a table and a JSON file to
+`tools/bench/results/`.
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -73,6 +75,7 @@ def hugging_face(folder: Path, groups: list[list[str]], rounds: int) -> list[Rou
     for _ in range(rounds):
         started, tokens = time.perf_counter(), 0
         for group in groups:
+            lengths = [len(ids) for ids in tokenizer(group)["input_ids"]]
             encoded = tokenizer(group, return_tensors="pt", padding=True)
             mask = encoded["attention_mask"]
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -83,7 +86,9 @@ def hugging_face(folder: Path, groups: list[list[str]], rounds: int) -> list[Rou
                 shifted.view(-1, shifted.shape[-1]), labels.view(-1), reduction="none"
             ).view_as(labels)
             (nll * mask[:, 1:]).sum(dim=1).div(mask[:, 1:].sum(dim=1)).exp().tolist()
-            tokens += int(mask[:, 1:].sum())
+            tokens += sum(lengths) - len(lengths)
+            del logits, shifted
+            gc.collect()
         seconds = time.perf_counter() - started
         results.append(Round("hugging face, padded", seconds, tokens / seconds))
     return results
