@@ -7,7 +7,7 @@ temperature 1 and before top-p. Not here: speed; vLLM's continuous batching is s
 B sequences of a batch, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,8 +24,7 @@ from transformers import (
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import GenerationError
-from megatron_reason.generation.base import Completion, check_prompts
-from megatron_reason.generation.hf_folder import check_same_architecture, weights_fingerprint
+from megatron_reason.generation.base import Completion, OwnedEngine, check_prompts
 from megatron_reason.generation.seeds import request_seeds
 from megatron_reason.schema.records import Finish
 
@@ -40,41 +39,20 @@ class _Request:
     seed: int
 
 
-class HFEngine:
-    """transformers in this process.
+class HFEngine(OwnedEngine):
+    """transformers in this process; deadlines and memory limits do not apply here.
 
     Args:
         hf_folder: Hugging Face folder of the model.
-        config: lengths and batch size; its deadlines and memory limits do not apply here.
+        config: lengths and batch size.
         dtype: data type of the weights.
     """
 
+    kind = "transformers"
+
     def __init__(self, hf_folder: Path, config: EngineConfig, *, dtype: Precision) -> None:
-        self._folder = hf_folder
-        self._config = config
-        self._dtype: Precision = dtype
-        self._weights = weights_fingerprint(hf_folder)
-        self._policy_version = 0
+        super().__init__(hf_folder, config, dtype)
         self._model: Any = _load(hf_folder, dtype)
-
-    @property
-    def policy_version(self) -> int:
-        """How often weights were loaded into this engine."""
-        return self._policy_version
-
-    @property
-    def description(self) -> Mapping[str, str | int]:
-        """Kind of engine, data type and longest sequence."""
-        return {
-            "name": "transformers",
-            "dtype": self._dtype,
-            "max_model_len": self._config.max_model_len,
-        }
-
-    @property
-    def weights(self) -> str:
-        """Fingerprint of the weights it answers with."""
-        return self._weights
 
     def generate(
         self,
@@ -97,16 +75,8 @@ class HFEngine:
                     on_done(1)
         return [[completion for _, completion in sorted(of.items())] for of in found]
 
-    def load_weights(self, folder: Path) -> None:
-        """Answer with the weights of `folder` from now on.
-
-        Raises:
-            GenerationError: another architecture.
-        """
-        check_same_architecture(self._folder, folder)
+    def _exchange(self, folder: Path) -> None:
         self._model = _load(folder, self._dtype)
-        self._weights = weights_fingerprint(folder)
-        self._policy_version += 1
 
     def close(self) -> None:
         """Let go of the model."""

@@ -6,17 +6,14 @@ what the child does (`vllm_process.py`) and how it is kept from outliving us (`c
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import GenerationError
-from megatron_reason.generation.base import Completion, check_prompts
+from megatron_reason.generation.base import Completion, OwnedEngine, check_prompts
 from megatron_reason.generation.child import Child
-from megatron_reason.generation.hf_folder import check_same_architecture, weights_fingerprint
 from megatron_reason.generation.seeds import request_seeds
 from megatron_reason.generation.vllm_process import (
     ENTRY,
@@ -36,8 +33,8 @@ _CLOSE_TIMEOUT_S = 10.0
 _log = get_logger(__name__)
 
 
-class VllmEngine:
-    """A vLLM engine in a process of its own; a context manager that leaves no process behind.
+class VllmEngine(OwnedEngine):
+    """A vLLM engine in a process of its own, which leaves no process behind.
 
     It counts as hung after `config.request_timeout_s` seconds in which no prompt got finished.
 
@@ -51,14 +48,12 @@ class VllmEngine:
         GenerationError: it does not start in time.
     """
 
+    kind = "vllm"
+
     def __init__(
         self, hf_folder: Path, config: EngineConfig, *, dtype: Precision, log_folder: Path
     ) -> None:
-        self._folder = hf_folder
-        self._config = config
-        self._dtype: Precision = dtype
-        self._weights = weights_fingerprint(hf_folder)
-        self._policy_version = 0
+        super().__init__(hf_folder, config, dtype)
         self._is_open = True
         started_s = time.monotonic()
         self._child = Child(ENTRY, log_folder / LOG_NAME, environment=_environment())
@@ -66,40 +61,10 @@ class VllmEngine:
         self._ask(Start(str(hf_folder), dtype, config), "the engine to start")
         _log.info("vLLM is ready after %.0f s", time.monotonic() - started_s)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def policy_version(self) -> int:
-        """How often weights were loaded into this engine."""
-        return self._policy_version
-
     @property
     def pid(self) -> int:
         """Process id of the child, which leads a process group."""
         return self._child.pid
-
-    @property
-    def description(self) -> Mapping[str, str | int]:
-        """Kind of engine, data type and longest sequence."""
-        return {
-            "name": "vllm",
-            "dtype": self._dtype,
-            "max_model_len": self._config.max_model_len,
-        }
-
-    @property
-    def weights(self) -> str:
-        """Fingerprint of the weights it answers with."""
-        return self._weights
 
     def generate(
         self,
@@ -138,18 +103,9 @@ class VllmEngine:
                 self.close()
         return completions
 
-    def load_weights(self, folder: Path) -> None:
-        """Answer with the weights of `folder` from now on.
-
-        Raises:
-            GenerationError: another architecture (this engine goes on as it was), or the engine
-                died or hung.
-        """
+    def _exchange(self, folder: Path) -> None:
         self._check_open()
-        check_same_architecture(self._folder, folder)
         self._ask(LoadWeights(str(folder)), f"the weights of {folder}")
-        self._weights = weights_fingerprint(folder)
-        self._policy_version += 1
 
     def close(self) -> None:
         """End the engine's process and all that it started."""
