@@ -82,7 +82,6 @@ TESTED_BY: dict[str, str] = {
     "engine/forward.py": "engine/test_invariance.py",
     "engine/startup.py": "engine/test_invariance.py",
     "engine/topology.py": "engine/test_invariance.py",
-    "engine/update.py": "engine/test_invariance.py",
     "evaluation/card.py": "evaluation/test_run.py",  # what an evaluation writes
     "evaluation/summary.py": "evaluation/test_run.py",  # what an evaluation writes
     "evaluation/benchmarks/*.py": "evaluation/test_base.py",  # tables of values

@@ -50,12 +50,12 @@ def page_of(name: str, method: "type[Method[Any]]") -> str:
     for section in SECTIONS:
         if section in sections:
             lines += [f"**{section}.** {_escaped(sections[section])}", ""]
-    needs = method.needs
+    needs = method(method.config_class()).required()
     lines += [
-        "## Needs", "",
+        "## Needs", "", "With the default settings:", "",
         f"- sequences of role {_listed(needs.roles)}",
         f"- statistics: {_listed(needs.stats)}",
-        f"- frozen constants per token, whatever the settings: {_listed(needs.frozen)}", "",
+        f"- constants per token, known before the forward pass: {_listed(needs.frozen)}", "",
         "## Settings", "",
         f"`method: {{name: {name}, ...}}`; `mreason show method {name}` prints them, too.", "",
         "| setting | default | meaning |", "|---|---|---|",

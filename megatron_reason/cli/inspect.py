@@ -164,13 +164,16 @@ def _first_line(entry: object) -> str:
 
 
 def _needs(entry: object) -> dict[str, list[str]]:
+    """What a method needs with its default settings."""
     from megatron_reason.schema.method import Method
 
     if not (isinstance(entry, type) and issubclass(entry, Method)):
         return {}
+    needs = entry(entry.config_class()).required()
     return {
-        "roles": sorted(str(role) for role in entry.needs.roles),
-        "statistics": sorted(str(stat) for stat in entry.needs.stats),
+        "roles": sorted(str(role) for role in needs.roles),
+        "statistics": sorted(str(stat) for stat in needs.stats),
+        "constants per token": sorted(str(what) for what in needs.frozen),
     }
 
 

@@ -1,5 +1,6 @@
 """One optimizer update, from samples to metrics: the same for SFT and for RL."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from megatron_reason.engine.guards import NonFiniteGuard
 from megatron_reason.engine.optim import learning_rate, set_learning_rate
 from megatron_reason.engine.packing import microbatches_of_rank
 from megatron_reason.engine.startup import Trainable
+from megatron_reason.errors import DataError
 from megatron_reason.schema.batch import PackedBatch, TokenizedSample
 from megatron_reason.schema.method import Method, Term, TrainState
 from megatron_reason.schema.metrics import StepMetrics
@@ -54,6 +56,29 @@ def update(
     }
 
 
+def check_batch(samples: Sequence[TokenizedSample], state: TrainState) -> None:
+    """Refuse a global batch that cannot be trained on, on every rank alike.
+
+    Raises:
+        DataError: no supervised token at all, or a constant that is not finite.
+    """
+    where = f"update {state.update + 1}"
+    if not any(sample.num_targets > 0 for sample in samples):
+        raise DataError(
+            where,
+            f"none of its {len(samples)} sequences has a token to learn from.",
+            "Check num_prompt_tokens in the table: it must be below the number of ids.",
+        )
+    for sample in samples:
+        recorded = (*(sample.old_logprobs or ()), *(sample.rollout_logprobs or ()))
+        if not all(map(math.isfinite, (sample.advantage, sample.coef, *recorded))):
+            raise DataError(
+                f"{where}, sequence {sample.sample_id}",
+                "its advantage, coefficient or recorded log-probs are not finite.",
+                "Drop the sequence, or find out why its reward or log-probs are not numbers.",
+            )
+
+
 def _from_last_stage(metrics: dict[str, float], topology: Topology) -> dict[str, float]:
     """The metrics of the last pipeline stage, on every stage: rank 0 shows them."""
     if topology.pp_group is None:
@@ -72,6 +97,7 @@ def accumulate(
     Returns:
         The terms of the loss; and metrics of all ranks, empty before the last pipeline stage.
     """
+    check_batch(samples, state)
     topology = trainable.topology
     terms = method.terms(state)
     batches = [
