@@ -1,0 +1,1 @@
+"""Experience: what becomes of rollouts between the engine and the update."""
