@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_reason.errors import DataError
 from megatron_reason.ops.inputs import Reference, Request
 from megatron_reason.ops.oracle import operand
 from megatron_reason.ops.rows import Cotangents, RowLogits, row_gradient, row_stats, wide_dtype
@@ -196,16 +197,24 @@ class _LogitsStats(torch.autograd.Function):
         stats = merged_over(request.tp_group, local)
         ctx.names, values = stats.fields()
         ctx.save_for_backward(logits_TV, target_T, ref_logits_TV, *values)
-        ctx.request, ctx.shard = request, shard
+        ctx.request, ctx.shard, ctx.is_overwritten = request, shard, False
         return outputs(ctx, stats, request)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None):  # noqa: ANN205, ANN401
+        if ctx.is_overwritten:
+            raise DataError(
+                "token_stats_from_logits backward",
+                "its logits were overwritten by their gradient in an earlier backward pass.",
+                "Leave out HeadOptions(overwrite_logits=True) where the graph is used twice.",
+            )
         logits_TV, target_T, ref_logits_TV, *values = ctx.saved_tensors
+        ctx.is_overwritten = ctx.request.options.overwrite_logits
         stats = RowStats(**dict(zip(ctx.names, values, strict=True)))
         grad_TV = row_gradient(
             RowLogits(logits_TV, target_T, ref_logits_TV), ctx.shard, stats,
             cotangents_of(grads, stats), ctx.request.temperature,
+            out=logits_TV.detach() if ctx.is_overwritten else None,
         )  # fmt: skip
         return grad_TV, None, None, None
 

@@ -33,6 +33,9 @@ class HeadOptions:
     """Tokens whose logits exist at once."""
     saved_logits_bytes: int = 256 * 2**20
     """Logits kept for the backward pass; chunks beyond are recomputed."""
+    overwrite_logits: bool = False
+    """Let the backward pass of `token_stats_from_logits` write the gradient over the logits, which
+    are lost by it; it can then run only once."""
     check: bool = True
     """Look for targets out of range and hidden states that are not finite; on a GPU this waits for
     the device. Shapes and types are always checked."""

@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from megatron_reason.errors import DataError
 from megatron_reason.ops.head import HeadGradient, head_stats, logits_stats
 from megatron_reason.ops.inputs import HeadOptions, Request
 from tests import fixture_f
@@ -47,3 +49,19 @@ def test_saved_logits_may_be_asked_for_twice() -> None:
     (second,) = torch.autograd.grad(entropy, hidden)
     assert torch.equal(first, second)
     assert torch.equal(hidden.detach(), fixture_f.LOGITS)
+
+
+def test_logits_that_may_be_overwritten_become_their_gradient_once() -> None:
+    grads: list[torch.Tensor] = []
+    for overwrite in (False, True):
+        leaf = fixture_f.LOGITS.clone().requires_grad_()
+        logits = leaf * 1.0
+        options = HeadOptions(overwrite_logits=overwrite)
+        stats = logits_stats(logits, fixture_f.TARGET, request(options), None)
+        loss = (stats.logprob_T - stats.entropy_T).sum()
+        (grad,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+        grads.append(grad)
+        assert torch.equal(logits.detach(), grad if overwrite else fixture_f.LOGITS)
+    assert torch.equal(grads[0], grads[1])
+    with pytest.raises(DataError, match="overwritten"):
+        torch.autograd.grad(loss, leaf)

@@ -15,6 +15,7 @@ Qwen2.5-7B's on a GPU.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import tempfile
@@ -71,8 +72,14 @@ class Row:
     gradients_mib: float = 0.0
 
 
-Run = Callable[[], list[Tensor]]
-"""One call; returns the gradients it made."""
+@dataclass(frozen=True)
+class Run:
+    """One implementation at one task."""
+
+    call: Callable[[], list[Tensor]]
+    """What is timed; returns the gradients it made."""
+    prepare: Callable[[], object] = lambda: None
+    """What has to happen before each call and is not timed."""
 
 
 def main() -> None:
@@ -134,26 +141,29 @@ def make_case(arguments: argparse.Namespace) -> Case:
 
 def implementations(case: Case, chunk: int) -> dict[tuple[str, str], Run]:
     """Every implementation by task and name; names of ours begin with `own`."""
-    runs: dict[tuple[str, str], Run] = {("floor", "plain products"): partial(products, case)}
+    runs: dict[tuple[str, str], Run] = {("floor", "plain products"): Run(partial(products, case))}
     stream = HeadOptions(tokens_per_chunk=chunk)
     for name, options in (("own, saved", KEEP_ALL), ("own, recomputed", KEEP_NONE)):
-        runs["head", name] = partial(from_head, case, partial(own_stats, case, options))
-    runs["head", "own, streamed"] = partial(own_streamed, case, stream)
-    runs["forward", "own"] = partial(forward_only, case, partial(own_stats, case, stream))
+        runs["head", name] = Run(partial(from_head, case, partial(own_stats, case, options)))
+    runs["head", "own, streamed"] = Run(partial(own_streamed, case, stream))
+    runs["forward", "own"] = Run(partial(forward_only, case, partial(own_stats, case, stream)))
     logits = case.hidden @ case.weight.T
-    runs["logits", "own"] = partial(from_logits, case, logits, own_logits)
+    runs["logits", "own"] = Run(partial(from_logits, case, logits, own_logits))
+    copy = logits.clone()
+    overwritten = partial(from_logits, case, copy, partial(own_logits, overwrite=True))
+    runs["logits", "own, overwriting"] = Run(overwritten, lambda: copy.copy_(logits))
     for name, peer in PEERS.items():
         if case.group is not None and name in WHOLE_VOCABULARY_ONLY:
             continue
         whole = partial(peer_stats, case, peer)
-        runs["head", name] = partial(from_head, case, whole)
-        runs["forward", name] = partial(forward_only, case, whole)
-        runs["logits", name] = partial(from_logits, case, logits, peer)
+        runs["head", name] = Run(partial(from_head, case, whole))
+        runs["forward", name] = Run(partial(forward_only, case, whole))
+        runs["logits", name] = Run(partial(from_logits, case, logits, peer))
     fused = liger()
     if fused is not None and case.group is None:
         whole = partial(fused_stats, case, fused)
-        runs["head", "Liger"] = partial(from_head, case, whole)
-        runs["forward", "Liger"] = partial(forward_only, case, whole)
+        runs["head", "Liger"] = Run(partial(from_head, case, whole))
+        runs["forward", "Liger"] = Run(partial(forward_only, case, whole))
     return runs
 
 
@@ -163,9 +173,12 @@ def own_stats(case: Case, options: HeadOptions, hidden: Tensor, weight: Tensor) 
     return stats.logprob_T, stats.entropy_T
 
 
-def own_logits(logits: Tensor, target: Tensor, group: "dist.ProcessGroup | None") -> Pair:
+def own_logits(
+    logits: Tensor, target: Tensor, group: "dist.ProcessGroup | None", *, overwrite: bool = False
+) -> Pair:
     """Our form for logits that exist."""
-    stats = token_stats_from_logits(logits, target, tp_group=group)
+    options = HeadOptions(overwrite_logits=overwrite)
+    stats = token_stats_from_logits(logits, target, tp_group=group, options=options)
     return stats.logprob_T, stats.entropy_T
 
 
@@ -223,9 +236,10 @@ def measure(runs: dict[tuple[str, str], Run], rounds: int) -> list[Row]:
     """Peak memory in a first round, then median seconds of interleaved rounds."""
     rows: list[Row] = []
     for (task, name), run in runs.items():
+        run.prepare()
         gc.collect()
         before = resident_mib(reset=True)
-        gradients = run()
+        gradients = run.call()
         made = sum(gradient.nbytes for gradient in gradients) / 2**20
         del gradients
         peak = resident_mib(reset=False) - before
@@ -233,9 +247,10 @@ def measure(runs: dict[tuple[str, str], Run], rounds: int) -> list[Row]:
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
         for taken, run in zip(seconds, runs.values(), strict=True):
+            run.prepare()
             dist.barrier()
             started = clock()
-            run()
+            run.call()
             taken.append(clock() - started)
     for row, taken in zip(rows, seconds, strict=True):
         row.seconds = median(taken)
@@ -257,6 +272,7 @@ def resident_mib(*, reset: bool) -> float:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 2**20
     if reset:
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     wanted = "VmRSS" if reset else "VmHWM"
     status = Path("/proc/self/status").read_text().splitlines()
