@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_reason.ops.vocab import RowStats, VocabShard, concatenated
+from megatron_reason.ops.vocab import RowStats, VocabShard
 
 _SLAB_ELEMENTS = 1 << 19
 """Logits worked on at once on a CPU: 2 MiB in float32, about a core's own cache."""
@@ -60,18 +60,21 @@ def row_stats(
         temperature: divides the logits, the reference's too.
         sum_p2: whether to compute the sum of squared probabilities.
     """
-    return concatenated(
-        [
-            _slab_stats(
-                _prepared(slab.logits_TV, shard, temperature),
-                shard.local_target(slab.target_T),
-                None if slab.ref_logits_TV is None
-                else _prepared(slab.ref_logits_TV, shard, temperature),
-                sum_p2=sum_p2,
-            )
-            for _, slab in _slabs(rows)
-        ]
-    )  # fmt: skip
+    whole: dict[str, Tensor] = {}
+    for place, slab in _slabs(rows):
+        values_TV = _prepared(slab.logits_TV, shard, temperature)
+        ref_TV = None
+        if slab.ref_logits_TV is not None:
+            ref_TV = _prepared(slab.ref_logits_TV, shard, temperature)
+        target = shard.local_target(slab.target_T)
+        part = _slab_stats(values_TV, target, ref_TV, sum_p2=sum_p2)
+        # Copied, so that nothing of a slab outlives it: small tensors that stay between large ones
+        # that go would cut the heap to pieces, and every slab would get fresh memory.
+        for name, value_T in zip(*part.fields(), strict=True):
+            if name not in whole:
+                whole[name] = value_T.new_empty(len(rows.target_T))
+            whole[name][place] = value_T
+    return RowStats(**whole)
 
 
 def row_gradient(
