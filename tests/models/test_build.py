@@ -76,11 +76,10 @@ def smollm2_agrees(
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from transformers import AutoTokenizer
 
-    from megatron_reason.engine.forward import statistics_step
+    from megatron_reason.engine.forward import PLAIN, statistics_step
     from megatron_reason.engine.packing import pack
     from megatron_reason.engine.startup import load_model
     from megatron_reason.engine.topology import init_topology
-    from megatron_reason.ops.token_stats import HeadOptions
 
     parallel = ParallelConfig(
         tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1]
@@ -92,7 +91,7 @@ def smollm2_agrees(
     batch = pack([TokenizedSample("t", Role.DEMO, ids, 1)])
     with torch.no_grad():
         collected = get_forward_backward_func()(
-            forward_step_func=statistics_step(topology, HeadOptions(), lambda s, _: s.logprob_T),
+            forward_step_func=statistics_step(topology, PLAIN, lambda s, _: s.logprob_T),
             data_iterator=iter([batch]), model=[stage], num_microbatches=1,
             seq_length=batch.num_tokens, micro_batch_size=1, forward_only=True,
         )  # fmt: skip
