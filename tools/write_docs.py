@@ -43,6 +43,8 @@ def sections_of(docstring: str) -> tuple[str, dict[str, str]]:
 
 def page_of(name: str, method: "type[Method[Any]]") -> str:
     """Markdown page of one method."""
+    from megatron_reason.schema.method import create_method
+
     module = inspect.getmodule(method)
     summary, sections = sections_of((module and module.__doc__) or "")
     title, _, purpose = summary.partition(": ")
@@ -50,7 +52,7 @@ def page_of(name: str, method: "type[Method[Any]]") -> str:
     for section in SECTIONS:
         if section in sections:
             lines += [f"**{section}.** {_escaped(sections[section])}", ""]
-    needs = method(method.config_class()).required()
+    needs = create_method(name).required()
     lines += [
         "## Needs", "", "With the default settings:", "",
         f"- sequences of role {_listed(needs.roles)}",

@@ -96,7 +96,7 @@ def show(
     """
     entry = _registry(f"{kind.removesuffix('s')}s").get(name, "mreason show")
     description = _description(entry)
-    needs = _needs(entry)
+    needs = _needs(name, entry)
     fields = _fields(getattr(entry, "config_class", None))
     if as_json:
         typer.echo(
@@ -163,13 +163,13 @@ def _first_line(entry: object) -> str:
     return (inspect.getdoc(entry) or "").split("\n")[0] if callable(entry) else ""
 
 
-def _needs(entry: object) -> dict[str, list[str]]:
+def _needs(name: str, entry: object) -> dict[str, list[str]]:
     """What a method needs with its default settings."""
-    from megatron_reason.schema.method import Method
+    from megatron_reason.schema.method import Method, create_method
 
     if not (isinstance(entry, type) and issubclass(entry, Method)):
         return {}
-    needs = entry(entry.config_class()).required()
+    needs = create_method(name).required()
     return {
         "roles": sorted(str(role) for role in needs.roles),
         "statistics": sorted(str(stat) for stat in needs.stats),

@@ -30,7 +30,9 @@ ForwardStep = Callable[[Iterator[PackedBatch], nn.Module], tuple[Tensor, LossFun
 class Head:
     """How hidden states become statistics."""
 
-    options: HeadOptions = field(default_factory=HeadOptions)
+    # Values are checked once, when a table is read: here a check would wait for the device, and
+    # refuse non-finite states that the guard on gradients is there to skip and report.
+    options: HeadOptions = field(default_factory=lambda: HeadOptions(check=False))
     """Precision and memory."""
     temperature: float = 1.0
     """What the logits are divided by."""

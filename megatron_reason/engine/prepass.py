@@ -75,7 +75,8 @@ def score_microbatches(
     """Score this rank's micro-batches; results exist on the last pipeline stage only."""
     device = next(model.parameters()).device
     batches = [pack(s, multiple_of=topology.tp_size).to(device) for s in microbatches]
-    step = statistics_step(topology, Head(HeadOptions(fp32_logits=fp32_logits)), _sequence_scores)
+    head = Head(HeadOptions(fp32_logits=fp32_logits, check=False))
+    step = statistics_step(topology, head, _sequence_scores)
     collected = forward_only(model, batches, step)
     return collected if topology.is_last_stage else [[] for _ in microbatches]
 

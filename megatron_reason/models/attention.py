@@ -15,8 +15,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from megatron_reason.models.blockwise import blockwise_attention
-
 
 class PackedAttention(MegatronModule):
     """Causal self-attention without dropout, as the `core_attention` of a layer spec."""
@@ -67,9 +65,6 @@ class PackedAttention(MegatronModule):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[B, h, S, d], [B, g, S, d], [B, g, S, d] -> [B, h, S, d]."""
-        if query.is_cpu and len(query) == 1 and not torch.is_grad_enabled():
-            scale = self.softmax_scale or query.shape[-1] ** -0.5
-            return blockwise_attention(query[0], key[0], value[0], scale)[None]
         return scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1],
             scale=self.softmax_scale,

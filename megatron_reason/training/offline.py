@@ -18,6 +18,7 @@ from megatron_reason.engine.update import update
 from megatron_reason.errors import DataError
 from megatron_reason.files import hash_file, hash_text
 from megatron_reason.logs import get_logger, progress
+from megatron_reason.models.build import vocab_size
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import Method, TrainState, build_method
 from megatron_reason.schema.tables import Kind, read_table, table_path
@@ -54,6 +55,22 @@ class TrainingSet:
             )
         return cls(frame, pools)
 
+    def check_ids(self, vocabulary: int) -> None:
+        """Refuse ids that the model has no embedding for.
+
+        Raises:
+            DataError: naming the first sequence with one.
+        """
+        ids = pl.col("ids").list
+        bad = self.frame.filter((ids.max() >= vocabulary) | (ids.min() < 0))
+        if not bad.is_empty():
+            raise DataError(
+                f"sequence {bad['sample_id'][0]}",
+                f"it and {bad.height - 1} others have token ids outside of 0..{vocabulary - 1}, "
+                "the model's vocabulary.",
+                "Make the table with the tokenizer of the model that is trained: run 'mix' again.",
+            )
+
     def sample(self, row: int) -> TokenizedSample:
         """Row `row`, ready to be packed."""
         record = self.frame.row(row, named=True)
@@ -75,6 +92,7 @@ def train(job: TrainJob, trainable: Trainable) -> None:
     topology = trainable.topology
     method = build_method(job.method)
     data = TrainingSet.read(job.table, method)
+    data.check_ids(vocab_size(trainable.model))
     plan = method.plan(TrainState(0, 1))
     total = planned_updates(data.pools, plan, epochs=job.train.epochs, updates=job.train.updates)
     checkpoints = job.output / "checkpoints"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,10 +18,12 @@ from safetensors.torch import load_file
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.train import BatchConfig, CheckpointConfig, OptimConfig, TrainConfig
+from megatron_reason.errors import DataError
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import METHODS
 from megatron_reason.schema.tables import Kind, write_table
 from megatron_reason.training.jobs import TrainJob
+from megatron_reason.training.offline import TrainingSet
 from tests.engine import invariance
 
 UPDATES = 120
@@ -41,7 +44,6 @@ def write_job(folder: Path, output: Path, **changes: Any) -> Path:
              "num_prompt_tokens": s.num_prompt_tokens, "template_hash": "x"}
             for s in invariance.samples()
         ]  # fmt: skip
-        import polars as pl
 
         write_table(folder / "table", Kind.TOKENS, pl.DataFrame(rows))
     settings: dict[str, Any] = {
@@ -153,6 +155,15 @@ def test_a_missing_role_is_refused(tmp_path: Path, roles: set[str], message: str
     report, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert message in report
+
+
+def test_ids_beyond_the_vocabulary_are_refused_by_name() -> None:
+    rows = {"sample_id": ["fine", "wrong"], "ids": [[0, 60], [3, 61]]}
+    data = TrainingSet(pl.DataFrame(rows), {})
+    data.check_ids(62)
+    with pytest.raises(DataError, match="sequence wrong") as caught:
+        data.check_ids(61)
+    assert "0..60" in str(caught.value)
 
 
 def test_a_method_with_a_reference_model_trains_and_leaves_it(tmp_path: Path) -> None:
