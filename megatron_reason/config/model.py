@@ -7,6 +7,7 @@ from pydantic import Field
 from megatron_reason.config.base import Strict
 
 Precision = Literal["bfloat16", "float32"]
+StatsBackend = Literal["auto", "torch", "triton", "reference"]
 
 
 class ModelConfig(Strict):
@@ -20,3 +21,6 @@ class ModelConfig(Strict):
     """Longest sequence in tokens; exported as `max_position_embeddings`. None keeps the model's."""
     rope_theta: float | None = Field(default=None, gt=0)
     """Base of the rotary embedding; exported as `rope_theta`. None keeps the model's."""
+    token_stats: StatsBackend = "auto"
+    """What computes log-probs and entropies: `torch`, `triton` (GPU), `reference` (slow, the tests'
+    oracle), or `auto`, the fastest that was measured."""

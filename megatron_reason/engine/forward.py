@@ -14,7 +14,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor, nn
 
 from megatron_reason.engine.aggregation import TermCounts, weighted_loss
-from megatron_reason.models.build import head_weight, vocab_size
+from megatron_reason.models.build import head_weight, stats_backend, vocab_size
 from megatron_reason.ops.token_stats import HeadOptions, token_stats
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
 from megatron_reason.schema.method import Term
@@ -126,6 +126,7 @@ def batch_stats(
         tp_group=topology.tp_group,
         temperature=head.temperature,
         vocab_size=vocab_size(model),
+        backend=stats_backend(model),
         options=head.options,
         reference=compared,
     )

@@ -26,7 +26,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from megatron_reason.config.model import ModelConfig
+from megatron_reason.config.model import ModelConfig, StatsBackend
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.errors import ConversionError
 from megatron_reason.models.architecture import HFConfig, Shape, head_width, read_architecture
@@ -50,6 +50,8 @@ class Stage(GPTModel):
 
     hf_vocab_size: int
     """Vocabulary of the checkpoint, without the padding that makes it divisible by TP."""
+    stats_backend: StatsBackend
+    """What computes the statistics of its tokens."""
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:  # noqa: ANN401
         return hidden_states
@@ -86,6 +88,7 @@ def build_model(
         position_embedding_type="rope",
     )
     stage.hf_vocab_size = config.vocab_size
+    stage.stats_backend = model.token_stats
     _mark_shards(stage)
     stage.rotary_pos_emb.inv_freq = _inverse_frequencies(config, model)
     # The distributed optimizer maps parameters to buffers by one data type: norms included.
@@ -103,6 +106,11 @@ def head_weight(model: nn.Module) -> Tensor:
 def vocab_size(model: nn.Module) -> int:
     """Vocabulary of the checkpoint, without padding."""
     return _stage(model).hf_vocab_size
+
+
+def stats_backend(model: nn.Module) -> StatsBackend:
+    """What the configuration wants the statistics of its tokens to be computed by."""
+    return _stage(model).stats_backend
 
 
 def _mark_shards(stage: nn.Module) -> None:

@@ -22,7 +22,7 @@ def log1mexp(logprob_T: Tensor, clamp: Clamp = "official") -> Tensor:
     Returns:
         [T], same dtype; finite everywhere.
 
-    Source: two-branch form of Maechler (2012), as in OXA's released loss (METHODS 2.5).
+    Source: two-branch form of Maechler (2012), as in OXA's released loss.
     """
     ceiling = _OFFICIAL_MAX_LOGPROB
     if clamp == "exact":

@@ -1,7 +1,7 @@
 """The token statistics as one would write them on paper: plain autograd, everything in memory.
 
 The other backends are tested against it. T tokens, V vocabulary columns of this rank. Source:
-METHODS 10.1, 2.3. Not here: anything fast.
+docs/token_stats.md. Not here: anything fast.
 """
 
 from typing import TYPE_CHECKING, Any

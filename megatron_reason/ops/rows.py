@@ -3,7 +3,7 @@
 T tokens, V columns of this rank's shard. All arithmetic is in float32, or float64 for float64
 logits; on a CPU a few rows at a time, so that every pass after the first finds them in cache.
 
-Source: METHODS 10.1 (values and gradient), 2.3 (divergence). Not here: communication (`vocab.py`)
+Source: docs/token_stats.md. Not here: communication (`vocab.py`)
 and the LM head (`head.py`).
 """
 
@@ -95,7 +95,7 @@ def row_gradient(
         [T, V]: (g_lp (1[j = x] - p_j) - g_H p_j (log p_j + H) + g_KL p_j (log p_j - log q_j - KL))
         / temperature; 0 for padding.
 
-    Source: METHODS 10.1, 2.3.
+    Source: docs/token_stats.md.
     """
     grad_TV = torch.empty_like(rows.logits_TV) if out is None else out
     for place, slab in _slabs(rows):

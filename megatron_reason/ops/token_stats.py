@@ -4,7 +4,7 @@ The one place where log-probs are computed: every loss, every perplexity and eve
 package comes from here. `token_stats` takes hidden states and the LM head and never holds [T, V]
 logits beyond a byte budget; `token_stats_from_logits` takes logits that exist already.
 
-T tokens, D hidden width, V vocabulary columns of this rank. Source: METHODS 10.1-10.4. Not here:
+T tokens, D hidden width, V vocabulary columns of this rank. Source: docs/token_stats.md. Not here:
 the maths (`rows.py`, `vocab.py`), the schedules (`head.py`, `kernels/`), and any loss (`methods/`).
 """
 
@@ -49,8 +49,8 @@ def token_stats(  # noqa: PLR0913 - the public signature other code relies on
         vocab_size: real vocabulary over all ranks, beyond which columns are padding; None if
             nothing is padding.
         backend: `torch` (chunked, fused backward), `triton` (logits stay in registers; needs a
-            GPU), `reference` (plain autograd, the oracle of the tests), or `auto`: `triton` for
-            tensors on a GPU where it is installed, else `torch`. The choice is logged once.
+            GPU), `reference` (plain autograd, the oracle of the tests), or `auto`, which is `torch`
+            until `triton` has been measured on a GPU. The choice is logged once.
         options: precision, memory and checks.
         extras: further statistics, `Stat.TOP1` and `Stat.SUM_P2`; neither has a gradient.
         reference: hidden states [T, D2] and head [V, D2] of a frozen model; fills `kl_ref_T`.
@@ -66,7 +66,7 @@ def token_stats(  # noqa: PLR0913 - the public signature other code relies on
     """
     request = Request(tp_group, vocab_size, temperature, options, extras)
     check_head(hidden, weight, target, request, reference)
-    chosen = _chosen(backend, hidden.device.type)
+    chosen = _chosen(backend)
     if chosen == "reference":
         return oracle_stats(hidden, weight, target, request, reference)
     if chosen == "triton":
@@ -101,19 +101,16 @@ def token_stats_from_logits(  # noqa: PLR0913 - the public signature other code 
     return logits_stats(logits, target, request, reference_logits)
 
 
-def _chosen(backend: str, device_type: str) -> str:
-    """Backend for an LM head on a kind of device."""
-    is_installed = importlib.util.find_spec("triton") is not None
-    if _known(backend) == "triton" and not is_installed:
+def _chosen(backend: str) -> str:
+    """Backend for an LM head."""
+    if _known(backend) == "triton" and importlib.util.find_spec("triton") is None:
         raise PlatformError(
             "token_stats backend 'triton'",
             "Triton is not installed.",
             "Use backend 'auto' or 'torch', or install triton.",
         )
-    if backend != "auto":
-        return backend
-    chosen = "triton" if device_type == "cuda" and is_installed else "torch"
-    _announce(chosen, device_type)
+    chosen = "torch" if backend == "auto" else backend
+    _announce(chosen)
     return chosen
 
 
@@ -128,6 +125,6 @@ def _known(backend: str) -> str:
 
 
 @lru_cache
-def _announce(chosen: str, device_type: str) -> None:
-    """Say once what `auto` stands for."""
-    _LOGGER.info("token_stats on %s: backend '%s'", device_type, chosen)
+def _announce(chosen: str) -> None:
+    """Say once which backend computes the statistics."""
+    _LOGGER.info("token statistics: backend '%s'", chosen)

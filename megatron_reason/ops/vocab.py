@@ -4,7 +4,7 @@ T tokens, V columns of this rank's shard, R parts of the vocabulary, K numbers p
 all-gather of [K, T] per call replaces the usual MAX and SUM all-reduces; ranks merge in the same
 order, so all hold bitwise equal results.
 
-Source: METHODS 10.1-10.4. Entropies and divergences merge by their chain rules,
+Source: docs/token_stats.md. Entropies and divergences merge by their chain rules,
 H = sum_r w_r (H_r - log w_r) and KL = sum_r w_r (KL_r + log w_r - log v_r) with w_r, v_r the two
 distributions' shares of part r: no large number is ever subtracted from another. Not here: how the
 statistics of a part come about (`rows.py`, `kernels/`).

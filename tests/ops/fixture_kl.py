@@ -1,4 +1,4 @@
-"""The reference of fixture F and the golden divergences to it (METHODS 0.1, 2.3), in nats."""
+"""The reference of fixture F and the golden divergences to it, in nats."""
 
 import torch
 

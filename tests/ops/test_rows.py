@@ -46,7 +46,7 @@ def test_a_shard_of_minus_infinity_has_no_share() -> None:
 
 
 def test_golden_mixed_cotangents() -> None:
-    # METHODS 10.1: g_lp and g_H together, rows a1 and b2.
+    # Golden: g_lp and g_H together, rows a1 and b2.
     g_lp = torch.tensor([0.7, -0.3, 0.2, 1.1, -0.4, 0.5, -0.9, 0.05], dtype=torch.float64)
     g_h = torch.tensor([0.3, 0.6, -0.5, 0.2, 1.0, -0.7, 0.4, 0.15], dtype=torch.float64)
     rows = RowLogits(fixture_f.LOGITS, fixture_f.TARGET)
@@ -58,7 +58,7 @@ def test_golden_mixed_cotangents() -> None:
 
 
 def test_golden_gradient_of_sft_with_divergence() -> None:
-    # METHODS 2.3: token mean of -logp + 0.2 KL, row a1; the loss itself is 1.1278402303.
+    # Golden: token mean of -logp + 0.2 KL, row a1; the loss itself is 1.1278402303.
     rows = RowLogits(fixture_f.LOGITS, fixture_f.TARGET, REF_LOGITS)
     stats = row_stats(rows, WHOLE)
     assert stats.kl_T is not None

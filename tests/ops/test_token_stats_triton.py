@@ -129,19 +129,19 @@ def test_without_gpu_or_interpreter_it_is_refused() -> None:
         token_stats_from_logits(fixture_f.LOGITS, fixture_f.TARGET, backend="triton")
 
 
-def test_without_triton_it_is_refused_and_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(public.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(PlatformError, match="not installed"):
-        public._chosen("triton", "cuda")
-    assert public._chosen("auto", "cuda") == "torch"
+        public._chosen("triton")
+    assert public._chosen("auto") == "torch"
 
 
-def test_the_choice_of_auto_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     public._announce.cache_clear()
     with caplog.at_level(logging.INFO, logger="megatron_reason"):
-        assert [public._chosen("auto", "cpu") for _ in range(3)] == ["torch"] * 3
-        assert public._chosen("auto", "cuda") == "triton"
+        assert [public._chosen("auto") for _ in range(3)] == ["torch"] * 3
+        assert public._chosen("reference") == "reference"
     assert [record.message for record in caplog.records] == [
-        "token_stats on cpu: backend 'torch'",
-        "token_stats on cuda: backend 'triton'",
+        "token statistics: backend 'torch'",
+        "token statistics: backend 'reference'",
     ]

@@ -1,6 +1,6 @@
 """Tokens per second of `score` against the padded Hugging Face loop that OXA's authors used.
 
-    python tools/bench/score.py --problems 40 --rounds 3
+    python tools/bench/score.py --problems 40 --rounds 3 --spread 0.36 0.5
 
 Same model (SmolLM2-135M), same texts, same machine, interleaved rounds in one run. The peer is
 written after its description: one problem at a time, up to 8 of its responses padded to the
@@ -15,6 +15,7 @@ huge pages included. Model loading is left out on both sides. Writes a table and
 import argparse
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -40,26 +41,33 @@ class Round:
     name: str
     seconds: float
     tokens_per_s: float
+    padded_over_real: float = 1.0
 
 
-def texts(num_problems: int) -> list[list[str]]:
-    """Worked solutions of gsm_symbolic, eight per problem, of one to four problems' length."""
+def texts(num_problems: int, spread: float) -> list[list[str]]:
+    """Worked solutions of gsm_symbolic strung together, eight texts per problem.
+
+    Lengths within a problem are lognormal about 180 words, as those of reasoning chains are;
+    `spread` is the standard deviation of their logarithm.
+    """
     import random
 
     from reasoning_gym import create_dataset
 
     draw = random.Random(7)
-    solutions = [
-        row["metadata"]["answer_cot"]
-        for row in create_dataset("gsm_symbolic", size=num_problems * 20, seed=7)
+    words = [
+        word
+        for row in create_dataset("gsm_symbolic", size=num_problems * 40, seed=7)
+        for word in row["metadata"]["answer_cot"].split(" ")
     ]
     groups: list[list[str]] = []
     for _ in range(num_problems):
-        group = [
-            "\n\n".join(draw.choice(solutions) for _ in range(draw.randint(1, 4)))
+        lengths = [
+            min(max(round(draw.lognormvariate(math.log(180), spread)), 20), 900)
             for _ in range(RESPONSES_PER_BATCH)
         ]
-        groups.append(group)
+        begins = [draw.randrange(len(words) - length) for length in lengths]
+        groups.append([" ".join(words[i : i + n]) for i, n in zip(begins, lengths, strict=True)])
     return groups
 
 
@@ -73,7 +81,7 @@ def hugging_face(folder: Path, groups: list[list[str]], rounds: int) -> list[Rou
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     results: list[Round] = []
     for _ in range(rounds):
-        started, tokens = time.perf_counter(), 0
+        started, tokens, padded = time.perf_counter(), 0, 0
         for group in groups:
             lengths = [len(ids) for ids in tokenizer(group)["input_ids"]]
             encoded = tokenizer(group, return_tensors="pt", padding=True)
@@ -87,10 +95,12 @@ def hugging_face(folder: Path, groups: list[list[str]], rounds: int) -> list[Rou
             ).view_as(labels)
             (nll * mask[:, 1:]).sum(dim=1).div(mask[:, 1:].sum(dim=1)).exp().tolist()
             tokens += sum(lengths) - len(lengths)
+            padded += mask[:, 1:].numel()
             del logits, shifted
             gc.collect()
         seconds = time.perf_counter() - started
-        results.append(Round("hugging face, padded", seconds, tokens / seconds))
+        rate = tokens / seconds
+        results.append(Round("hugging face, padded", seconds, rate, padded / tokens))
     return results
 
 
@@ -126,12 +136,13 @@ def ours(folder: Path, groups: list[list[str]], rounds: int) -> list[Round]:
     return results
 
 
-def launch(side: str, arguments: argparse.Namespace, output: Path) -> list[Round]:
+def launch(side: str, arguments: argparse.Namespace, spread: float, output: Path) -> Round:
     """Run one side in processes of its own, on all cores."""
     cores = len(os.sched_getaffinity(0))
     inner = [
         str(Path(__file__)), "--side", side, "--problems", str(arguments.problems), "--rounds",
         "1", "--model", str(arguments.model), "--output", str(output),
+        "--spread", str(spread),
     ]  # fmt: skip
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)]
     command = [sys.executable, *(launcher if side == "ours" else []), *inner]
@@ -140,7 +151,7 @@ def launch(side: str, arguments: argparse.Namespace, output: Path) -> list[Round
     if side == "ours":
         environment |= WORKER_ENVIRONMENT
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    return [Round(**row) for row in json.loads(output.read_text())]
+    return Round(**json.loads(output.read_text())[0])
 
 
 def main() -> None:
@@ -148,13 +159,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--spread", type=float, nargs="+", default=[0.36, 0.5])
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--side", choices=["ours", "hugging_face"])
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if arguments.side:
         side = ours if arguments.side == "ours" else hugging_face
-        results = side(arguments.model, texts(arguments.problems), arguments.rounds)
+        results = side(arguments.model, texts(arguments.problems, arguments.spread[0]), 1)
         if os.environ.get("RANK", "0") == "0":
             arguments.output.write_text(json.dumps([asdict(result) for result in results]))
         return
@@ -163,32 +175,46 @@ def main() -> None:
 
         arguments.model = resolve_model("smollm2-135m", ROOT / "models")
     with tempfile.TemporaryDirectory() as scratch:
-        pairs = [
-            [launch(side, arguments, Path(scratch) / "out.json")[0] for side in
-             ("hugging_face", "ours")]
-            for _ in range(arguments.rounds)
-        ]  # fmt: skip
-    report(pairs, arguments)
+        output = Path(scratch) / "out.json"
+        pairs = {
+            spread: [
+                (
+                    launch("hugging_face", arguments, spread, output),
+                    launch("ours", arguments, spread, output),
+                )
+                for _ in range(arguments.rounds)
+            ]
+            for spread in arguments.spread
+        }
+    report(pairs, arguments.problems)
 
 
-def report(pairs: list[list[Round]], arguments: argparse.Namespace) -> None:
-    """Print and store the rates of every round and the median ratio."""
-    ratios = [own.tokens_per_s / peer.tokens_per_s for peer, own in pairs]
-    print(
-        "| round | hugging face, padded (tokens/s) | megatron_reason, packed (tokens/s) | ratio |"
-    )
-    print("|---|---|---|---|")
-    for number, ((peer, own), ratio) in enumerate(zip(pairs, ratios, strict=True), start=1):
-        print(f"| {number} | {peer.tokens_per_s:.0f} | {own.tokens_per_s:.0f} | {ratio:.2f} |")
-    print(f"\nmedian ratio {median(ratios):.2f}")
+def report(pairs: dict[float, list[tuple[Round, Round]]], problems: int) -> None:
+    """Print and store the rates of every round and the median ratio at each spread."""
+    print("| spread | padded / real | hugging face, padded (tokens/s) | ours, packed | ratio |")
+    print("|---|---|---|---|---|")
+    medians: dict[float, float] = {}
+    for spread, rounds in pairs.items():
+        medians[spread] = median(own.tokens_per_s / peer.tokens_per_s for peer, own in rounds)
+        for peer, own in rounds:
+            ratio = own.tokens_per_s / peer.tokens_per_s
+            print(
+                f"| {spread} | {peer.padded_over_real:.2f} | {peer.tokens_per_s:.0f} | "
+                f"{own.tokens_per_s:.0f} | {ratio:.2f} |"
+            )
+    for spread, ratio in medians.items():
+        print(f"\nmedian ratio at spread {spread}: {ratio:.2f}")
     results = ROOT / "tools" / "bench" / "results"
     results.mkdir(exist_ok=True)
     record = {
         "date": date.today().isoformat(),
         "cores": len(os.sched_getaffinity(0)),
-        "problems": arguments.problems,
-        "rounds": [[asdict(side) for side in pair] for pair in pairs],
-        "median_ratio": median(ratios),
+        "problems": problems,
+        "median_ratio": medians,
+        "rounds": {
+            spread: [[asdict(side) for side in pair] for pair in rounds]
+            for spread, rounds in pairs.items()
+        },
     }
     (results / "score.json").write_text(json.dumps(record, indent=2) + "\n")
 
