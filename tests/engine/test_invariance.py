@@ -19,7 +19,9 @@ def compare(rank: int, world_size: int, layout: tuple[int, int, int], folder: st
     drawn = invariance.samples()
     for name in invariance.METHODS:
         learner = invariance.method(name)
-        expected_loss, expected = invariance.reference(learner, model, base, drawn)
+        expected_loss, expected = 0.0, dict[str, torch.Tensor]()
+        if rank == 0:  # the only one that gets something to compare
+            expected_loss, expected = invariance.reference(learner, model, base, drawn)
         for mode, batch in invariance.BATCHES.items():
             # Another order of the samples comes with another micro-batch.
             order = drawn if mode == "packed" else drawn[::-1]
