@@ -128,7 +128,7 @@ def ours(folder: Path, groups: list[list[str]], rounds: int) -> list[Round]:
                     TokenizedSample(str(i), Role.DEMO, tuple(tokenizer(text)["input_ids"]), 1)
                     for i, text in enumerate(text for group in groups for text in group)
                 ]
-                batch = BatchConfig(max_tokens_per_microbatch=4096)
+                batch = BatchConfig(max_tokens_per_microbatch=2048)
                 scores = score_sequences(stage, samples, batch, topology)
                 seconds = time.perf_counter() - started
                 tokens = sum(score.num_tokens for score in scores)
