@@ -12,6 +12,7 @@
     +-- NumericsError      (ArithmeticError) non-finite gradients beyond the allowed number
     +-- PlatformError      (RuntimeError)  the device or a library cannot do what was asked
     +-- LaunchError        (RuntimeError)  processes or jobs that did not start or did not end well
+    +-- StoppedError       (RuntimeError)  stopped on request, with everything saved
 
 A message has four parts: where, what, the values, the way out. Not here: errors of our own making,
 which are assertions with a message.
@@ -26,6 +27,9 @@ class ReasonError(Exception):
         what: one or two sentences: what is wrong, with the offending values.
         way_out: what to type or change next.
     """
+
+    exit_code = 1
+    """What the program ends with."""
 
     def __init__(self, where: str, what: str, way_out: str) -> None:
         super().__init__(where, what, way_out)
@@ -79,3 +83,10 @@ class PlatformError(ReasonError, RuntimeError):
 
 class LaunchError(ReasonError, RuntimeError):
     """Worker processes or cluster jobs that did not start or did not end well."""
+
+
+class StoppedError(ReasonError, RuntimeError):
+    """Work stopped because a signal asked for it; the same command goes on."""
+
+    exit_code = 75
+    """What sysexits calls a temporary failure, and schedulers take as "start me again"."""

@@ -78,7 +78,7 @@ TESTED_BY: dict[str, str] = {
     "cli/options.py": "cli/test_run.py",  # the options that verbs share
     "config/*.py": "config/test_load.py",  # fields and bounds, seen through loading
     "curation/base.py": "curation/test_curation_line.py",  # the Stage protocol
-    "engine/checkpoint.py": "training/test_offline.py",  # saved and resumed by real workers
+    "engine/checkpoint.py": "training/test_faults.py",  # saved and resumed by real workers
     "engine/forward.py": "engine/test_invariance.py",
     "engine/startup.py": "engine/test_invariance.py",
     "engine/topology.py": "engine/test_invariance.py",
@@ -94,6 +94,7 @@ TESTED_BY: dict[str, str] = {
     "rewards/base.py": "rewards/test_pool.py",  # the Reward protocol
     "schema/credit.py": "methods/test_lese.py",  # frozen records
     "schema/topology.py": "engine/test_invariance.py",  # a frozen record
+    "training/stopping.py": "training/test_faults.py",  # signals to real workers
     "training/duties.py": "training/test_offline.py",  # what real workers do
     "training/worker.py": "training/test_offline.py",  # started by torchrun, killed with -9
     "training/jobs.py": "training/test_offline.py",  # frozen records

@@ -53,13 +53,16 @@ app.command("doctor")(inspect.doctor)
 
 
 def main() -> None:
-    """Run `mreason`; errors the user can repair are shown without a traceback, with exit code 1."""
+    """Run `mreason`; errors the user can repair are shown without a traceback.
+
+    The exit code is the error's own: 75 says that the same command goes on, 1 that it will not.
+    """
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     try:
         app()
     except ReasonError as error:
         typer.echo(str(error), err=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

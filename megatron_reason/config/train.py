@@ -38,13 +38,27 @@ class OptimConfig(Strict):
     """Largest global gradient norm; 0 does not clip."""
 
 
+class KeepConfig(Strict):
+    """Section `train.checkpoint.keep`: which checkpoints stay on disk; any of the three suffices.
+
+    None is deleted before the newest has been verified.
+    """
+
+    last: int = Field(default=1, ge=1)
+    """The most recent ones."""
+    every: int | None = Field(default=None, ge=1)
+    """Those after a multiple of so many updates; None keeps no further ones."""
+    best: str | None = None
+    """The one with the lowest mean of this metric since the checkpoint before, e.g. train/loss."""
+
+
 class CheckpointConfig(Strict):
     """Section `train.checkpoint`."""
 
     every: int = Field(default=50, ge=1)
     """Updates between two checkpoints; the last update always writes one."""
-    keep: int = Field(default=1, ge=1)
-    """Most recent checkpoints kept on disk."""
+    keep: KeepConfig = KeepConfig()
+    """Which of them stay."""
 
 
 class TrainConfig(Strict):

@@ -1,17 +1,19 @@
-"""Saving and resuming a training run exactly.
+"""Saving and resuming a training run exactly, on the same ranks or on others.
 
-Layout: `checkpoints/iter_0000010/` holds Megatron's distributed checkpoint and `train_state.json`;
-`checkpoints/latest_checkpointed_iteration.txt` names the newest. A checkpoint is written under
-another name and renamed when complete, so what carries the name can be loaded. Not here: the
-export to Hugging Face (`models/exporter.py`).
+Layout: `checkpoints/iter_0000010/` holds Megatron's distributed checkpoint, `train_state.json`,
+`job.json` with the settings, and `files.json` with the sums of all other files;
+`checkpoints/latest_checkpointed_iteration.txt` names the newest. Optimizer states are stored by
+parameter, so that TP, PP and DP may change. No random-number state is stored: nothing is drawn in
+an update, and the order of the data is a pure function of what `Progress` holds. Not here: files
+and their names (`checkpoint_files.py`), the export to Hugging Face (`models/exporter.py`).
 """
 
 import queue
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,16 +21,26 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor
 
+from megatron_reason.config.train import KeepConfig
+from megatron_reason.engine import checkpoint_files as files
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.errors import CheckpointError
 from megatron_reason.files import read_json, write_json, write_text
 from megatron_reason.logs import get_logger
 
 _LOG = get_logger(__name__)
-_LATEST = "latest_checkpointed_iteration.txt"
-_STATE = "train_state.json"
+Value = TypeVar("Value")
 _ADAMW_STEP = "adamw_step"
-_SHARDING = {"distrib_optim_sharding_type": "dp_reshardable"}
+_JOB = "job.json"
+_SHARDING = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    # Gather the states in host memory on one rank of each data-parallel group: the other way is
+    # to gather them on every device.
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+    "chained_optim_avoid_prefix": True,
+}
+_FLOAT32_STATES = 3
+"""Main weight, first and second moment."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +53,53 @@ class Progress:
     """Sequences of each role taken."""
     fingerprint: Mapping[str, str]
     """What the run is: hashes that must agree before it may be resumed, by name."""
+    tokens: int = 0
+    """Positions trained on, prompts included."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Means over the updates since the checkpoint before."""
 
 
-def save_checkpoint(trainable: Trainable, folder: Path, progress: Progress, keep: int) -> Path:
-    """Write a checkpoint; all ranks call it, and it is visible only when complete.
+def save_checkpoint(
+    trainable: Trainable, folder: Path, progress: Progress, keep: KeepConfig, job: str
+) -> Path:
+    """Write a checkpoint; all ranks call it, and it is visible only when whole and on the disk.
 
     Args:
         trainable: model and optimizer.
         folder: the run's `checkpoints` folder, shared by all ranks.
         progress: state after the last update.
-        keep: most recent checkpoints left on disk.
+        keep: which checkpoints stay.
+        job: the settings of the run, as JSON.
+
+    Raises:
+        CheckpointError: no room for it.
     """
-    target = folder / f"iter_{progress.update:07d}"
-    partial = folder / f".iter_{progress.update:07d}.partial"
-    if trainable.topology.rank == 0:
+    topology = trainable.topology
+    target = files.target_of(folder, progress.update)
+    partial = files.partial_of(folder, progress.update)
+    files.require_space(folder, checkpoint_bytes(trainable))
+    dist.barrier()
+    if topology.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
     _keep_results_in_process()
+    if not _adamw_states(trainable):
+        _make_optimizer_state(trainable)
     dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(partial))
     dist.barrier()
-    if trainable.topology.rank == 0:
+    if topology.rank == 0:
         steps = [int(state["step"]) for state in _adamw_states(trainable)]
-        write_json(partial / _STATE, {**asdict(progress), _ADAMW_STEP: max(steps, default=None)})
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        write_text(folder / _LATEST, f"{progress.update}\n")
-        for old in _complete(folder)[:-keep]:
-            shutil.rmtree(old)
+        state = {**asdict(progress), _ADAMW_STEP: max(steps, default=None)}
+        write_json(partial / files.STATE, state)
+        write_text(partial / _JOB, job)
+    dist.barrier()
+    mine = files.share(partial.iterdir(), topology.rank, topology.world_size)
+    sums = _everywhere(files.sums_of(mine, durable=True), topology.world_size)
+    if topology.rank == 0:
+        write_json(partial / files.SUMS, {k: v for part in sums for k, v in part.items()})
+        files.publish(partial, target, progress.update)
+        files.retire(folder, keep)
     dist.barrier()
     return target
 
@@ -76,57 +107,120 @@ def save_checkpoint(trainable: Trainable, folder: Path, progress: Progress, keep
 def load_latest(
     trainable: Trainable, folder: Path, fingerprint: Mapping[str, str]
 ) -> Progress | None:
-    """Load the newest complete checkpoint of `folder` into `trainable`.
+    """Load the newest undamaged checkpoint of `folder` into `trainable`.
 
     Returns:
         The state to go on from, or None if there is no checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint belongs to a run with other settings; the message names
-            which.
+        CheckpointError: the checkpoint belongs to a run with other settings (the message names
+            which), or every one is damaged.
     """
-    found = _complete(folder)
-    if not found:
+    found = _newest_undamaged(folder, trainable)
+    if found is None:
         return None
-    stored = read_json(found[-1] / _STATE)
+    stored = read_json(found / files.STATE)
     adamw_step: int | None = stored.pop(_ADAMW_STEP)
     progress = Progress(**stored)
     if differing := sorted(
         name for name, value in fingerprint.items() if progress.fingerprint.get(name) != value
     ):
         raise CheckpointError(
-            str(found[-1]),
+            str(found),
             f"this checkpoint was made with another {', '.join(differing)}.",
             "Use the settings it was made with, or remove the folder to begin anew.",
         )
     _make_optimizer_state(trainable)
     sharded = _sharded_state(trainable, is_loading=True)
-    state = cast(dict[str, Any], dist_checkpointing.load(sharded, str(found[-1])))
+    state = cast(dict[str, Any], dist_checkpointing.load(sharded, str(found)))
     trainable.model.module.load_state_dict(state["model"])
-    trainable.optimizer.load_state_dict(state["optimizer"])
-    if adamw_step is not None:
-        for moments in _adamw_states(trainable):
-            # One tensor each: Megatron gives all of them the same, which every step then counts up
-            # as often as there are parameters.
-            moments["step"] = torch.tensor(float(adamw_step))
-    _LOG.info("resumed from %s after update %d", found[-1].name, progress.update)
+    parts = _parts(state["optimizer"], trainable)
+    for optimizer, part in zip(_optimizers(trainable), parts, strict=True):
+        _load_optimizer(optimizer, part, adamw_step)
+    _LOG.info("resumed from %s after update %d", found.name, progress.update)
     return progress
 
 
-def _adamw_states(trainable: Trainable) -> list[dict[str, Tensor]]:
-    """States of torch's AdamW that count steps; Megatron does not bring their counts back.
+def checkpoint_bytes(trainable: Trainable) -> int:
+    """Bytes a checkpoint takes, within a few per cent; the same on every rank."""
+    mine = 0
+    if trainable.topology.dp_rank == 0:
+        mine = sum(
+            parameter.numel() * (parameter.element_size() + 4 * _FLOAT32_STATES)
+            for parameter in trainable.model.parameters()
+        )
+    total = torch.tensor(mine, dtype=torch.int64, device=trainable.device)
+    dist.all_reduce(total)
+    return int(total)
 
-    The optimizers of Transformer Engine and apex count per parameter group, which it does restore.
+
+def _newest_undamaged(folder: Path, trainable: Trainable) -> Path | None:
+    """Newest checkpoint whose files are as they were written; every rank gets the same."""
+    topology = trainable.topology
+    found = files.complete(folder)
+    for path in reversed(found):
+        mine = files.damage(path, topology.rank, topology.world_size)
+        if not (wrong := [part for part in _everywhere(mine, topology.world_size) if part]):
+            return path
+        if topology.rank == 0:
+            _LOG.warning("%s is damaged and is passed over: %s", path, "; ".join(wrong))
+    if found:
+        raise CheckpointError(
+            str(folder),
+            f"all {len(found)} checkpoints are damaged.",
+            "Restore one from a backup, or remove the folder to begin anew.",
+        )
+    return None
+
+
+def _everywhere(mine: Value, world_size: int) -> list[Value]:
+    """`mine` of every rank, in the order of ranks."""
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, mine)
+    return parts
+
+
+def _load_optimizer(optimizer: Any, state: dict[str, Any], adamw_step: int | None) -> None:  # noqa: ANN401
+    """Load one distributed optimizer, with the step counts of torch's AdamW.
+
+    Megatron looks for `step` among the stored tensors, where it is not; and what it sets is one
+    tensor for all parameters, which every update then counts up as often as there are parameters.
     """
-    optimizers = getattr(trainable.optimizer, "chained_optimizers", [trainable.optimizer])
-    states = [state for optimizer in optimizers for state in optimizer.optimizer.state.values()]
+    moments = state.pop("param_state")
+    state.pop("param_state_sharding_type")
+    optimizer.load_state_dict(state)
+    states = list(optimizer.optimizer.state.values())
+    counting = [moment for moment in states if moment.pop("step", None) is not None]
+    optimizer.load_parameter_state_from_fully_reshardable(moments)
+    for moment in counting:
+        moment["step"] = torch.tensor(float(adamw_step or 0))
+
+
+def _optimizers(trainable: Trainable) -> list[Any]:
+    return getattr(trainable.optimizer, "chained_optimizers", [trainable.optimizer])
+
+
+def _adamw_states(trainable: Trainable) -> list[dict[str, Tensor]]:
+    """States of torch's AdamW that count steps.
+
+    The optimizers of Transformer Engine and apex count per parameter group.
+    """
+    states = [state for o in _optimizers(trainable) for state in o.optimizer.state.values()]
     return [state for state in states if "step" in state]
 
 
 def _make_optimizer_state(trainable: Trainable) -> None:
-    """Create the moments that loading fills in place; AdamW makes them in its first step."""
-    for optimizer in getattr(trainable.optimizer, "chained_optimizers", [trainable.optimizer]):
+    """Create the moments, which AdamW makes in its first step; weights stay as they are."""
+    for optimizer in _optimizers(trainable):
+        groups = optimizer.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = 0.0
         optimizer._init_optimizer_states_with_dummy_values()
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+    for state in _adamw_states(trainable):
+        state["step"].zero_()
 
 
 def _keep_results_in_process() -> None:
@@ -140,15 +234,20 @@ def _keep_results_in_process() -> None:
         writer._results_queue = queue.Queue()
 
 
-def _complete(folder: Path) -> list[Path]:
-    """Checkpoints that can be loaded, oldest first."""
-    return sorted(path for path in folder.glob("iter_*") if (path / _STATE).is_file())
-
-
 def _sharded_state(trainable: Trainable, *, is_loading: bool) -> dict[str, Any]:
     model: Any = trainable.model.module
     model_state = model.sharded_state_dict()
     optimizer_state = trainable.optimizer.sharded_state_dict(
         model_state, is_loading=is_loading, metadata=_SHARDING
     )
+    for part in _parts(optimizer_state, trainable):
+        # Ranks that hold no gathered states say None, and Megatron warns that they differ.
+        if part["param_state"] is None:
+            del part["param_state"]
     return {"model": model_state, "optimizer": optimizer_state}
+
+
+def _parts(optimizer_state: dict[Any, Any], trainable: Trainable) -> list[dict[str, Any]]:
+    """State of each of the optimizers that Megatron chains."""
+    is_chained = len(_optimizers(trainable)) > 1
+    return list(optimizer_state.values()) if is_chained else [optimizer_state]

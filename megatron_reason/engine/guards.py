@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import torch
 
 from megatron_reason.errors import NumericsError
 from megatron_reason.files import write_json
 from megatron_reason.logs import get_logger
 from megatron_reason.schema.batch import TokenizedSample
+from megatron_reason.schema.tables import Kind, write_table
 
 _LOG = get_logger(__name__)
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
@@ -22,18 +24,22 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 @dataclass
 class NonFiniteGuard:
-    """Skips updates with non-finite gradients, notes their batches, stops after too many."""
+    """Skips updates with non-finite gradients, keeps their batches, stops after too many."""
 
     folder: Path
-    """Where the offending batches are described."""
+    """Where the offending batches are kept."""
     max_consecutive: int
     """Updates skipped in a row before the run stops."""
+    writes: bool = True
+    """Whether this rank keeps them; one of all ranks does."""
     skipped: int = 0
     """Updates skipped in all."""
     _consecutive: int = 0
 
-    def admits(self, grad_norm: float, update: int, sample_ids: Sequence[str]) -> bool:
+    def admits(self, grad_norm: float, update: int, samples: Sequence[TokenizedSample]) -> bool:
         """Whether the update may be applied.
+
+        A batch that may not is written as a table of tokens, which `mreason train --table` takes.
 
         Raises:
             NumericsError: more than `max_consecutive` updates in a row were not finite.
@@ -43,17 +49,31 @@ class NonFiniteGuard:
             return True
         self.skipped += 1
         self._consecutive += 1
-        report = self.folder / f"nonfinite_update_{update:07d}.json"
-        write_json(report, {"update": update, "grad_norm": str(grad_norm), "samples": sample_ids})
-        _LOG.warning("update %d skipped: gradient norm %s; batch in %s", update, grad_norm, report)
+        kept = self.folder / f"nonfinite_update_{update:07d}"
+        if self.writes:
+            write_table(kept, Kind.TOKENS, pl.DataFrame([_row(sample) for sample in samples]))
+            report = {"update": update, "grad_norm": str(grad_norm)}
+            write_json(kept / "report.json", report)
+            _LOG.warning(
+                "update %d skipped: gradient norm %s; batch in %s", update, grad_norm, kept
+            )
         if self._consecutive > self.max_consecutive:
             raise NumericsError(
                 f"update {update}",
                 f"{self._consecutive} updates in a row had non-finite gradients.",
-                f"Look at the samples named in {self.folder}, lower the learning rate, or raise "
-                "train.max_nonfinite_updates.",
+                f"Train on the batches in {self.folder} alone to find the sample, lower the "
+                "learning rate, or raise train.max_nonfinite_updates.",
             )
         return False
+
+
+def _row(sample: TokenizedSample) -> dict[str, object]:
+    return {
+        "sample_id": sample.sample_id,
+        "role": str(sample.role),
+        "ids": list(sample.ids),
+        "num_prompt_tokens": sample.num_prompt_tokens,
+    }
 
 
 def check_packing(

@@ -43,7 +43,7 @@ def assign(lengths: Sequence[int], batch: BatchConfig, num_ranks: int) -> list[l
             f"{batch.max_tokens_per_microbatch}.",
             f"Raise max_tokens_per_microbatch to {longest}, or drop such sequences in 'mix'.",
         )
-    num_bins = num_ranks
+    num_bins = num_ranks * max(-(-sum(lengths) // (num_ranks * batch.max_tokens_per_microbatch)), 1)
     while (bins := _fill(lengths, batch, num_bins)) is None:
         num_bins += num_ranks
     bins.sort(key=lambda members: -sum(lengths[i] for i in members))

@@ -40,7 +40,7 @@ def update(
     topology = trainable.topology
     terms, merged = accumulate(trainable, method, samples, state, train.batch)
     rate = learning_rate(train.optim, state.update, state.total_updates)
-    norm = _step(trainable, rate, guard, state.update, [s.sample_id for s in samples])
+    norm = _step(trainable, rate, guard, state.update, samples)
     num_tokens = sum(sample.num_positions for sample in samples)
     seconds = time.perf_counter() - started
     metrics = merged.means()
@@ -142,13 +142,13 @@ def backpropagate(
 
 def _step(
     trainable: Trainable, rate: float, guard: NonFiniteGuard, update_index: int,
-    sample_ids: Sequence[str],
+    samples: Sequence[TokenizedSample],
 ) -> float:  # fmt: skip
     """Apply the gradients unless they are not finite; returns their norm before clipping."""
     set_learning_rate(trainable.optimizer, rate)
     trainable.optimizer.prepare_grads()
     norm = float(trainable.optimizer.get_grad_norm())
-    if guard.admits(norm, update_index, sample_ids):
+    if guard.admits(norm, update_index, samples):
         trainable.optimizer.step()
     return norm
 

@@ -1,9 +1,10 @@
 """Worker processes on this machine, through torchrun in a subprocess. No torch here.
 
-Whatever ends us ends the workers: an exception or a signal ends them in order, and the kernel
-tells torchrun when we are killed outright. Not here: what the workers do.
+Whatever ends us ends the workers: an exception ends them in order, a signal lets them save first,
+and the kernel tells torchrun when we are killed outright. Not here: what the workers do.
 """
 
+import itertools
 import os
 import re
 import signal
@@ -15,8 +16,9 @@ from types import FrameType
 
 import psutil
 
-from megatron_reason.errors import LaunchError
+from megatron_reason.errors import LaunchError, StoppedError
 from megatron_reason.launch.base import Job
+from megatron_reason.launch.signals import interruptible, stop_signals, stopped_by
 
 WORKER_ENVIRONMENT = {
     # Activations come and go by the 10 MB: without huge pages a CPU spends 7 % of a forward pass
@@ -34,7 +36,9 @@ _BOOTSTRAP = (
     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
 )
 _RANK_PREFIX = re.compile(r"^\[(?:rank|default)?\d+\]:\s?")
+_NOTE = re.compile(r"^rank \d+, ")
 _TRACEBACK = "Traceback (most recent call last):"
+_INTERRUPTED = re.compile(r"\bInterrupted  (.*)$")
 _REASON = re.compile(r"^megatron_reason\.errors\.\w+: (\w+Error)  (.*)$")
 
 
@@ -47,15 +51,22 @@ class LocalLauncher:
         Raises:
             LaunchError: a worker ended with an error; the message is the worker's own if it was a
                 ReasonError, else the end of its log.
+            StoppedError: the workers left because a signal asked us or them to.
         """
         job.log_file.parent.mkdir(parents=True, exist_ok=True)
         job.log_file.touch()
         begin = job.log_file.stat().st_size
-        with _workers(job) as process:
+        with _workers(job) as process, _pass_on_stop_signals(process, job) as received:
             _copy_output(process, job)
             code = process.wait()
-        if code:
-            raise _failure(job, code, job.log_file.read_bytes()[begin:])
+        if not code:
+            return
+        lines = _lines(job.log_file.read_bytes()[begin:])
+        if wish := _interruption(lines):
+            raise wish
+        if received:
+            raise stopped_by(received[0], job.name)
+        raise _failure(job, code, lines)
 
 
 def torchrun_command(job: Job) -> list[str]:
@@ -76,7 +87,7 @@ def _workers(job: Job) -> Iterator[subprocess.Popen[bytes]]:
         "OMP_NUM_THREADS": str(job.threads_per_process),
         "PYTHONUNBUFFERED": "1",
     }
-    with _terminate_as_exception():
+    with interruptible(job.name):
         process = subprocess.Popen(
             [sys.executable, "-c", _BOOTSTRAP, str(os.getpid()), *torchrun_command(job)],
             env=environment,
@@ -98,22 +109,25 @@ def _workers(job: Job) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def _terminate_as_exception() -> Iterator[None]:
-    """Make SIGTERM raise in the main thread, so that cleaning up happens."""
+def _pass_on_stop_signals(process: subprocess.Popen[bytes], job: Job) -> Iterator[list[int]]:
+    """Hand the first stop signal to the workers, which save and leave; a second one is final.
 
-    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's protocol
-        raise SystemExit(128 + number)
+    Yields:
+        The signals received so far.
+    """
+    received: list[int] = []
 
-    try:
-        previous = signal.signal(signal.SIGTERM, leave)
-    except ValueError:
-        # Not the main thread: signals are somebody else's business.
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    def pass_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's protocol
+        received.append(number)
+        if len(received) > 1:
+            raise stopped_by(number, job.name)
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if job.module in child.cmdline():
+                    child.send_signal(signal.SIGUSR1)
+
+    with stop_signals(pass_on):
+        yield received
 
 
 def _end_tree(process: subprocess.Popen[bytes]) -> None:
@@ -145,9 +159,21 @@ def _copy_output(process: subprocess.Popen[bytes], job: Job) -> None:
             sys.stderr.flush()
 
 
-def _failure(job: Job, code: int, output: bytes) -> LaunchError:
-    written = output.decode(errors="replace").splitlines()
-    lines = [_RANK_PREFIX.sub("", line) for line in written]
+def _lines(output: bytes) -> list[str]:
+    return [_RANK_PREFIX.sub("", line) for line in output.decode(errors="replace").splitlines()]
+
+
+def _interruption(lines: list[str]) -> StoppedError | None:
+    """What the workers said when they left on request."""
+    for index, line in enumerate(lines):
+        if (found := _INTERRUPTED.search(line)) and len(lines) > index + 2:
+            return StoppedError(
+                found.group(1), *(text.strip() for text in lines[index + 1 : index + 3])
+            )
+    return None
+
+
+def _failure(job: Job, code: int, lines: list[str]) -> LaunchError:
     ended = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return LaunchError(
         f"{job.name} ({ended})",
@@ -166,5 +192,6 @@ def _cause(lines: list[str]) -> list[str]:
         first = begins[0]
         inner = range(first + 1, len(lines))
         end = next((index for index in inner if not lines[index].startswith(" ")), len(lines) - 1)
-        return [_TRACEBACK, *lines[max(first + 1, end - _TAIL_LINES) : end + 1]]
+        notes = itertools.takewhile(_NOTE.match, lines[end + 1 :])
+        return [_TRACEBACK, *lines[max(first + 1, end - _TAIL_LINES) : end + 1], *notes]
     return ["the log ends with:", *lines[-_TAIL_LINES:]]

@@ -135,6 +135,7 @@ def training_job(
         method=config.variants[chosen].method,
         train=config.train_of(chosen),
         table=table,
+        template=config.template,
         track=config.track,
     )
 

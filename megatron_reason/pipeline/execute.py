@@ -19,6 +19,7 @@ import yaml
 
 from megatron_reason.errors import ConfigError, LaunchError
 from megatron_reason.files import write_json, write_text
+from megatron_reason.launch.signals import interruptible
 from megatron_reason.logs import get_logger
 from megatron_reason.models.sources import resolve_model
 from megatron_reason.pipeline.keeper import EngineKeeper
@@ -84,7 +85,8 @@ def execute(
         ) as keeper:
             setting = Setting(config, folder, model_folder, plan, keeper)
             for stage in chosen:
-                _run_unless_done(stage, setting)
+                with interruptible(f"stage '{stage.name}'"):
+                    _run_unless_done(stage, setting)
         _LOG.info(
             "%d of %d stages are done, %.0f s; %s",
             sum(is_done(folder / stage.folder, stage.hash) for stage in plan),

@@ -123,6 +123,7 @@ def _train(planned: PlannedStage, setting: Setting) -> StageResult:
         method=variant.method,
         train=config.train_of(planned.variant),
         table=setting.output_of(variant.table),
+        template=config.template,
         track=config.track,
     )
     _on_ranks(job, planned.name, setting)

@@ -46,6 +46,6 @@ class StepMetrics:
         return whole
 
 
-def as_counts(values: Mapping[str, int]) -> StepMetrics:
+def as_counts(values: Mapping[str, float]) -> StepMetrics:
     """Metrics that are plain totals (count 1 each)."""
     return StepMetrics({name: (float(value), 1.0) for name, value in values.items()})

@@ -41,7 +41,8 @@ def _train(job: TrainJob) -> None:
     with parallel_world(job.train.parallel, seed=job.seed) as topology:
         stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
         trainable = make_trainable(stage, job.train.optim, topology, _reference(job, topology))
-        train(job, trainable)
+        if not train(job, trainable):
+            return
         overrides: dict[str, object] = {}
         if job.model.rope_theta is not None:
             overrides["rope_theta"] = job.model.rope_theta

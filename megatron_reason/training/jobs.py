@@ -57,8 +57,12 @@ class TrainJob(_Job):
     """How to spend the updates."""
     table: Path
     """Folder of the tokens table."""
+    template: TemplateConfig | None = None
+    """How its sequences were made, to show and check them; None for sequences from elsewhere."""
     track: TrackingConfig = TrackingConfig()
     """Where metrics go."""
+    stop_after: int | None = Field(default=None, ge=1)
+    """Save and leave after so many updates, as if told to by a signal."""
 
 
 class StageJob(_Job):

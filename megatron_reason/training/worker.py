@@ -8,11 +8,13 @@ import argparse
 import ctypes
 import os
 import signal
+import sys
 import warnings
 from pathlib import Path
 
 from megatron_reason import platform
-from megatron_reason.logs import setup_logging
+from megatron_reason.errors import StoppedError
+from megatron_reason.logs import get_logger, setup_logging
 
 
 def main() -> None:
@@ -28,7 +30,12 @@ def main() -> None:
         from megatron_reason.training.duties import run_job
         from megatron_reason.training.jobs import read_job
 
-        run_job(read_job(job_file))
+        try:
+            run_job(read_job(job_file))
+        except StoppedError as wish:
+            # Started by `-m`, this module is called __main__.
+            get_logger("megatron_reason.training.worker").info("%s", wish)
+            sys.exit(wish.exit_code)
 
 
 def _die_with_launcher() -> None:

@@ -8,21 +8,33 @@ from megatron_reason.engine.guards import NonFiniteGuard, check_packing
 from megatron_reason.errors import NumericsError
 from megatron_reason.files import read_json
 from megatron_reason.schema.batch import Role, TokenizedSample
+from megatron_reason.schema.tables import Kind, read_table
 
 
 def test_a_non_finite_update_is_skipped_noted_and_tolerated_only_so_often(tmp_path: Path) -> None:
     guard = NonFiniteGuard(tmp_path, max_consecutive=2)
-    assert guard.admits(1.0, 0, ["a"])
-    assert not guard.admits(math.nan, 1, ["b", "c"])
-    assert not guard.admits(math.inf, 2, ["d"])
-    assert guard.admits(0.5, 3, ["e"])
-    assert not guard.admits(math.nan, 4, ["f"])
-    assert not guard.admits(math.nan, 5, ["g"])
+    one, two = (TokenizedSample(n, Role.DEMO, (1, 2, 3), 1) for n in "ab")
+    assert guard.admits(1.0, 0, [one])
+    assert not guard.admits(math.nan, 1, [one, two])
+    assert not guard.admits(math.inf, 2, [two])
+    assert guard.admits(0.5, 3, [one])
+    assert not guard.admits(math.nan, 4, [one])
+    assert not guard.admits(math.nan, 5, [one])
     with pytest.raises(NumericsError, match="3 updates in a row"):
-        guard.admits(math.nan, 6, ["h"])
+        guard.admits(math.nan, 6, [one])
     assert guard.skipped == 5
-    report = read_json(tmp_path / "nonfinite_update_0000001.json")
-    assert report == {"update": 1, "grad_norm": "nan", "samples": ["b", "c"]}
+    kept = tmp_path / "nonfinite_update_0000001"
+    assert read_json(kept / "report.json") == {"update": 1, "grad_norm": "nan"}
+    table = read_table(kept, Kind.TOKENS)
+    assert table["sample_id"].to_list() == ["a", "b"]
+    assert table["ids"].to_list() == [[1, 2, 3]] * 2
+    assert table["num_prompt_tokens"].to_list() == [1, 1]
+
+
+def test_one_rank_keeps_the_batch(tmp_path: Path) -> None:
+    guard = NonFiniteGuard(tmp_path, max_consecutive=2, writes=False)
+    assert not guard.admits(math.nan, 0, [TokenizedSample("a", Role.DEMO, (1, 2, 3), 1)])
+    assert not any(tmp_path.iterdir())
 
 
 def test_leaking_attention_is_caught() -> None:

@@ -1,0 +1,139 @@
+"""Checkpoints on disk: their names, what proves that they are whole, which of them stay.
+
+A checkpoint is written under another name, summed, fsynced and renamed; what carries the name and
+agrees with its sums can be loaded. Plain files: no model and no process group here. Not here: what
+the files hold (`checkpoint.py`).
+"""
+
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_reason.config.train import KeepConfig
+from megatron_reason.errors import CheckpointError
+from megatron_reason.files import read_json, write_text
+
+LATEST = "latest_checkpointed_iteration.txt"
+STATE = "train_state.json"
+SUMS = "files.json"
+_BLOCK = 1 << 22
+
+Sums = Mapping[str, tuple[int, int]]
+"""Bytes and CRC-32 of each file of a checkpoint, by name."""
+
+
+def target_of(folder: Path, update: int) -> Path:
+    """Where the checkpoint after `update` updates stands once it is whole."""
+    return folder / f"iter_{update:07d}"
+
+
+def partial_of(folder: Path, update: int) -> Path:
+    """Where it is written until then."""
+    return folder / f".iter_{update:07d}.partial"
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints that were finished, oldest first."""
+    return sorted(path for path in folder.glob("iter_*") if (path / STATE).is_file())
+
+
+def share(files: Iterable[Path], rank: int, world_size: int) -> list[Path]:
+    """Files that `rank` sums and makes durable: those it wrote itself, else an equal part."""
+    mine: list[Path] = []
+    for index, path in enumerate(sorted(files)):
+        writer = path.name.removeprefix("__").split("_")[0]
+        is_by_rank = path.suffix == ".distcp" and writer.isdecimal() and int(writer) < world_size
+        if (int(writer) if is_by_rank else index % world_size) == rank:
+            mine.append(path)
+    return mine
+
+
+def sums_of(files: Iterable[Path], *, durable: bool) -> dict[str, tuple[int, int]]:
+    """Bytes and CRC-32 of `files`; `durable` also flushes them to the disk."""
+    found: dict[str, tuple[int, int]] = {}
+    for path in files:
+        size = crc = 0
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                size, crc = size + len(block), zlib.crc32(block, crc)
+            if durable:
+                os.fsync(stream.fileno())
+        found[path.name] = (size, crc)
+    return found
+
+
+def damage(checkpoint: Path, rank: int, world_size: int) -> str | None:
+    """What is wrong with this rank's share of a checkpoint's files; None if nothing is."""
+    stored: Mapping[str, list[int]] = read_json(checkpoint / SUMS)
+    for path in share([checkpoint / name for name in stored], rank, world_size):
+        if not path.is_file():
+            return f"{path.name} is missing"
+        size, crc = stored[path.name]
+        if path.stat().st_size != size:
+            return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
+        if sums_of([path], durable=False)[path.name][1] != crc:
+            return f"{path.name} has another checksum than when it was written"
+    return None
+
+
+def publish(partial: Path, target: Path, update: int) -> None:
+    """Give a whole checkpoint its name, in one rename that survives a power cut."""
+    shutil.rmtree(target, ignore_errors=True)
+    _flush_folder(partial)
+    partial.rename(target)
+    _flush_folder(target.parent)
+    write_text(target.parent / LATEST, f"{update}\n")
+
+
+def retire(folder: Path, keep: KeepConfig) -> None:
+    """Delete the checkpoints that `keep` does not name, and what interrupted saves left.
+
+    The newest stays in any case: it is deleted only when a newer one has been published.
+    """
+    whole = complete(folder)
+    states = {path: read_json(path / STATE) for path in whole}
+    kept = {*whole[-keep.last :]}
+    if keep.every is not None:
+        kept |= {path for path in whole if states[path]["update"] % keep.every == 0}
+    if keep.best is not None and (best := _best(states, keep.best)):
+        kept.add(best)
+    for path in whole:
+        if path not in kept:
+            shutil.rmtree(path)
+    for path in folder.glob(".iter_*.partial"):
+        shutil.rmtree(path)
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Refuse to begin a checkpoint that cannot fit.
+
+    Raises:
+        CheckpointError: fewer than `num_bytes` are free on the disk of `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise CheckpointError(
+            str(folder),
+            f"a checkpoint takes {num_bytes / 1e9:.2f} GB; {free / 1e9:.2f} GB are free.",
+            "Free space, lower train.checkpoint.keep, or move run.dir to a larger disk. What was "
+            "saved before is untouched; the same command goes on from there.",
+        )
+
+
+def _best(states: Mapping[Path, Mapping[str, Any]], metric: str) -> Path | None:
+    measured = {path: state["metrics"].get(metric, math.nan) for path, state in states.items()}
+    measured = {path: value for path, value in measured.items() if math.isfinite(value)}
+    return min(measured, key=lambda path: measured[path]) if measured else None
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_reason.config.train import KeepConfig
+from megatron_reason.engine import checkpoint_files as files
+from megatron_reason.errors import CheckpointError
+
+
+def make(folder: Path, update: int, loss: float = 1.0) -> Path:
+    """A whole checkpoint of two ranks, published."""
+    partial = files.partial_of(folder, update)
+    partial.mkdir(parents=True)
+    for name in ("__0_0.distcp", "__1_0.distcp", "common.pt"):
+        (partial / name).write_bytes(name.encode() * 100)
+    state = {"update": update, "metrics": {"train/loss": loss}}
+    (partial / files.STATE).write_text(json.dumps(state), encoding="utf-8")
+    sums = files.sums_of(partial.iterdir(), durable=True)
+    (partial / files.SUMS).write_text(json.dumps(sums), encoding="utf-8")
+    files.publish(partial, files.target_of(folder, update), update)
+    return files.target_of(folder, update)
+
+
+def updates(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("iter_")) for path in files.complete(folder)]
+
+
+def test_every_file_is_summed_by_exactly_one_rank_and_shards_by_their_writer() -> None:
+    names = ["__0_0.distcp", "__0_1.distcp", "__3_0.distcp", "__7_0.distcp", "common.pt", "x.json"]
+    shares = [files.share([Path(name) for name in names], rank, 4) for rank in range(4)]
+    assert sorted(path.name for share in shares for path in share) == sorted(names)
+    assert {"__0_0.distcp", "__0_1.distcp"} <= {path.name for path in shares[0]}
+    assert "__3_0.distcp" in {path.name for path in shares[3]}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_damage_is_named(tmp_path: Path, world_size: int) -> None:
+    def found(checkpoint: Path) -> list[str]:
+        parts = [files.damage(checkpoint, rank, world_size) for rank in range(world_size)]
+        return [part for part in parts if part]
+
+    whole = make(tmp_path, 1)
+    assert found(whole) == []
+    short, flipped, gone = (make(tmp_path, update) for update in (2, 3, 4))
+    shard = short / "__1_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert found(short) == ["__1_0.distcp has 1199 bytes instead of 1200"]
+    (flipped / "common.pt").write_bytes(b"Common.pt" * 100)
+    assert found(flipped) == ["common.pt has another checksum than when it was written"]
+    (gone / "__0_0.distcp").unlink()
+    assert found(gone) == ["__0_0.distcp is missing"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        (KeepConfig(), [6]),
+        (KeepConfig(last=3), [4, 5, 6]),
+        (KeepConfig(every=2), [2, 4, 6]),
+        (KeepConfig(best="train/loss"), [3, 6]),
+        (KeepConfig(last=2, every=4, best="train/loss"), [3, 4, 5, 6]),
+        (KeepConfig(best="no/such"), [6]),
+    ],
+)
+def test_what_is_kept(tmp_path: Path, keep: KeepConfig, left: list[int]) -> None:
+    losses = {1: 3.0, 2: 2.0, 3: 1.0, 4: 4.0, 5: float("nan"), 6: 5.0}
+    for update, loss in losses.items():
+        make(tmp_path, update, loss)
+    files.partial_of(tmp_path, 7).mkdir()
+    files.retire(tmp_path, keep)
+    assert updates(tmp_path) == left
+    assert not files.partial_of(tmp_path, 7).exists()
+    assert (tmp_path / files.LATEST).read_text() == "6\n"
+
+
+def test_an_unfinished_checkpoint_does_not_count(tmp_path: Path) -> None:
+    make(tmp_path, 1)
+    (make(tmp_path, 2) / files.STATE).unlink()
+    assert updates(tmp_path) == [1]
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    files.require_space(tmp_path / "new", 1)
+    with pytest.raises(CheckpointError, match=r"takes 1000000000\.00 GB; .* GB are free"):
+        files.require_space(tmp_path / "new", 10**18)

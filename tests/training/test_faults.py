@@ -1,0 +1,209 @@
+"""What a training run survives: other layouts, damage, signals, deaths, numbers that are none."""
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_reason.engine import checkpoint_files as files
+from megatron_reason.schema.method import METHODS
+from megatron_reason.schema.tables import Kind, read_table
+from tests.engine import invariance
+from tests.training.tiny_run import (
+    UPDATES,
+    launch,
+    losses,
+    run,
+    short,
+    start,
+    wait_for_updates,
+    write_job,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a float32 run of 12 updates on two data-parallel ranks, checkpoints at 6 and 12."""
+    folder = tmp_path_factory.mktemp("whole")
+    report = run(write_job(folder, folder / "run", dtype="float32", train=short()))
+    assert "learning rate, cosine: first (update 1) 0.001" in report
+    assert "batch: 6 sequences x 12 updates" in report
+    return folder
+
+
+def go_on(whole: Path, name: str, processes: int, **layout: int) -> tuple[str, float]:
+    """Resume a copy of the run in another layout; its report, and the largest difference."""
+    output = whole / name
+    if not output.is_dir():
+        shutil.copytree(whole / "run", output)
+    shutil.rmtree(output / "huggingface")
+    report = run(write_job(whole, output, dtype="float32", train=short(**layout)), processes)
+    pairs = zip(losses(whole / "run"), losses(output), strict=True)
+    worst = max(
+        abs(a - b) / abs(a) for left, right in pairs for a, b in zip(left, right, strict=True)
+    )
+    assert (output / "huggingface/model.safetensors").is_file()
+    return report, worst
+
+
+def test_a_run_goes_on_under_pipeline_and_tensor_parallelism(whole: Path) -> None:
+    shutil.copytree(whole / "run", whole / "tp2pp2")
+    shutil.rmtree(whole / "tp2pp2/checkpoints/iter_0000012")
+    report, worst = go_on(
+        whole, "tp2pp2", 4, tensor_model_parallel_size=2, pipeline_model_parallel_size=2
+    )
+    assert "resumed from iter_0000006 after update 6" in report
+    assert 0 < worst < 1e-5
+
+
+def test_a_truncated_shard_is_named_and_the_checkpoint_before_it_is_used(whole: Path) -> None:
+    shutil.copytree(whole / "run", whole / "truncated")
+    shard = next((whole / "truncated/checkpoints/iter_0000012").glob("__*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    report, worst = go_on(whole, "truncated", 1)
+    assert f"iter_0000012 is damaged and is passed over: {shard.name} has" in report
+    assert "resumed from iter_0000006 after update 6" in report
+    assert worst < 1e-5
+
+
+def test_only_damaged_checkpoints_stop_the_run(whole: Path) -> None:
+    shutil.copytree(whole / "run", whole / "ruined")
+    for shard in (whole / "ruined/checkpoints").glob("iter_*/common.pt"):
+        shard.unlink()
+    process = start(write_job(whole, whole / "ruined", dtype="float32", train=short()))
+    report, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "all 2 checkpoints are damaged" in report
+
+
+def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = launch(write_job(tmp_path, output), output)
+    wait_for_updates(output, process, 7)
+    process.send_signal(signal.SIGUSR1)
+    report, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, report
+    stopped = len(losses(output))
+    assert 7 <= stopped < UPDATES
+    assert f"stopped by SIGUSR1 after update {stopped} of {UPDATES}, which is saved" in report
+    assert not (output / "huggingface").exists()
+
+    process = start(write_job(tmp_path, output))
+    wait_for_updates(output, process, stopped + 5)
+    for worker in psutil.Process(process.pid).children():
+        # One rank alone: the others learn of it after the update.
+        worker.send_signal(signal.SIGTERM)
+        break
+    report, _ = process.communicate(timeout=120)
+    assert f"resumed from iter_{stopped:07d} after update {stopped}" in report
+    assert "stopped by SIGTERM after update" in report
+    assert process.returncode != 0
+    kept = files.complete(output / "checkpoints")[-1]
+    assert json.loads((kept / files.STATE).read_text())["update"] == len(losses(output))
+
+
+def test_the_death_of_one_rank_ends_the_others_with_one_report(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = launch(write_job(tmp_path, output), output, processes=4)
+    wait_for_updates(output, process, 3)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "megatron_reason.training.worker" in child.cmdline() and child.children() == []
+    ]
+    begun = time.monotonic()
+    next(w for w in workers if w.environ().get("RANK") == "2").kill()
+    report, _ = process.communicate(timeout=100)
+    assert time.monotonic() - begun < 60
+    assert process.returncode == 1
+    assert "LaunchError  train" in report
+    assert not any(psutil.pid_exists(worker.pid) for worker in workers)
+
+
+def test_a_poisoned_sample_is_skipped_and_kept_for_replay(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    sft = METHODS.get("sft").config_class(demos_per_update=1)
+    write_job(tmp_path, output, tied=False)
+    demos = read_table(tmp_path / "table", Kind.TOKENS).filter(role="demo")
+    once_each = short(demos.height, demos.height)
+    job = write_job(tmp_path, output, dtype="float32", method=sft, train=once_each)
+    counts = {id: sum(id in row for row in demos["ids"]) for id in range(61)}
+    poison = next(id for id, count in counts.items() if count == 1)
+    victims = [r["sample_id"] for r in demos.iter_rows(named=True) if poison in r["ids"][:-1]]
+    weights = load_file(tmp_path / "model/model.safetensors")
+    weights["model.embed_tokens.weight"][poison] = math.nan
+    save_file(weights, tmp_path / "model/model.safetensors", {"format": "pt"})
+    report = run(job, 1)
+    kept = sorted((output / "crash_report").glob("nonfinite_update_*"))
+    names = [read_table(path, Kind.TOKENS)["sample_id"].to_list() for path in kept]
+    assert names == [victims]
+    assert "gradient norm nan" in report
+    trained = load_file(output / "huggingface/model.safetensors")
+    assert all(
+        torch.isfinite(tensor).all() for name, tensor in trained.items() if "embed" not in name
+    )
+
+
+def save_until_killed(folder: Path) -> None:
+    """One checkpoint after the other, in a process that waits for its end."""
+    from megatron_reason.config.model import ModelConfig
+    from megatron_reason.config.parallel import ParallelConfig
+    from megatron_reason.config.train import KeepConfig, OptimConfig
+    from megatron_reason.engine.checkpoint import Progress, load_latest, save_checkpoint
+    from megatron_reason.engine.startup import load_model, make_trainable, parallel_world
+
+    with parallel_world(ParallelConfig(), seed=1) as topology:
+        model = ModelConfig(path="tiny", dtype="float32")
+        stage = load_model(model, folder / "model", ParallelConfig(), topology)
+        trainable = make_trainable(stage, OptimConfig(lr=1e-3), topology)
+        state = load_latest(trainable, folder / "checkpoints", {}) or Progress(0, {}, {})
+        while True:
+            state = Progress(state.update + 1, {}, state.fingerprint)
+            save_checkpoint(trainable, folder / "checkpoints", state, KeepConfig(), "{}")
+            (folder / "ready").touch()
+
+
+def kill_savers(folder: Path, kills: int) -> None:
+    """Fork savers, so that Megatron is imported once, and kill each at some moment."""
+    from megatron_reason import platform
+
+    draw, reached = random.Random(3), 0
+    with platform.cpu():
+        import megatron_reason.engine.checkpoint
+        import megatron_reason.engine.startup  # noqa: F401
+
+        for _ in range(kills):
+            (folder / "ready").unlink(missing_ok=True)
+            victim = os.fork()
+            if not victim:
+                save_until_killed(folder)
+            deadline = time.monotonic() + 100
+            while not (folder / "ready").is_file():
+                assert time.monotonic() < deadline, "no checkpoint was written"
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0.0, 0.3))
+            os.kill(victim, signal.SIGKILL)
+            os.waitpid(victim, 0)
+            newest = files.complete(folder / "checkpoints")[-1]
+            assert files.damage(newest, 0, 1) is None
+            update = json.loads((newest / files.STATE).read_text())["update"]
+            assert update > reached
+            reached = update
+
+
+def test_killed_during_a_save_at_ten_random_moments(tmp_path: Path) -> None:
+    invariance.make_model(tmp_path / "model", tied=True)
+    process = multiprocessing.get_context("spawn").Process(target=kill_savers, args=(tmp_path, 10))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
