@@ -65,6 +65,8 @@ class ProgressBar:
     total: int
     unit: str
     done: int = 0
+    done_before: int = 0
+    """Units that an earlier process did, and that say nothing of this one's rate."""
     _bar: Progress | None = None
     _task: int = 0
     _started_s: float = field(default_factory=time.monotonic)
@@ -83,7 +85,7 @@ class ProgressBar:
 
     def _log_line(self, now: float, note: str) -> None:
         elapsed_s = max(now - self._started_s, 1e-9)
-        rate = self.done / elapsed_s
+        rate = (self.done - self.done_before) / elapsed_s
         left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "just begun"
         logging.getLogger(_ROOT).info(
             "%s %d/%d %s  %.2f/s  %s  %s",
@@ -92,7 +94,9 @@ class ProgressBar:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str, *, shown: bool = True) -> Iterator[ProgressBar]:
+def progress(
+    title: str, total: int, unit: str, *, shown: bool = True, done: int = 0
+) -> Iterator[ProgressBar]:
     """Progress bar with rate and time left: a live bar on a terminal, plain lines in a log file.
 
     Args:
@@ -100,12 +104,13 @@ def progress(title: str, total: int, unit: str, *, shown: bool = True) -> Iterat
         total: number of units to do.
         unit: what is counted, in the plural.
         shown: False on ranks that should stay silent.
+        done: units done by an earlier process.
     """
     if not shown:
-        yield ProgressBar(title, total, unit, _last_line_s=float("inf"))
+        yield ProgressBar(title, total, unit, done, done, _last_line_s=float("inf"))
         return
     if not sys.stderr.isatty():
-        yield ProgressBar(title, total, unit)
+        yield ProgressBar(title, total, unit, done, done)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -117,5 +122,5 @@ def progress(title: str, total: int, unit: str, *, shown: bool = True) -> Iterat
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, note="")
-        yield ProgressBar(title, total, unit, _bar=bar, _task=int(task))
+        task = bar.add_task(title, total=total, completed=done, note="")
+        yield ProgressBar(title, total, unit, done, done, _bar=bar, _task=int(task))

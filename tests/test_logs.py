@@ -1,4 +1,5 @@
 import logging
+import time
 
 import pytest
 
@@ -29,6 +30,19 @@ def test_progress_in_a_log_file_says_how_far_how_fast_and_how_long(
     assert len(lines) >= 1
     assert "count 4/4 sheep" in lines[-1]
     assert "/s  0 s left  asleep" in lines[-1]
+
+
+def test_what_an_earlier_process_did_counts_as_done_but_not_as_speed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    setup_logging()
+    with progress("count", 1_000_001, "sheep", done=1_000_000) as bar:
+        time.sleep(0.2)
+        bar.advance()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "count 1000001/1000001 sheep" in line
+    rate = float(line.split("sheep")[1].split("/s")[0])
+    assert 0 < rate < 6
 
 
 def test_a_hidden_bar_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,7 @@ def _common(
 app.command("plan")(run.plan)
 app.command("run")(run.run)
 app.command("train")(run.train)
+app.command("resume-check")(run.resume_check)
 app.command("stage")(run.stage)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(evaluate.report)

@@ -10,6 +10,7 @@ and their names (`checkpoint_files.py`), the export to Hugging Face (`models/exp
 
 import queue
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: no room for it.
     """
-    topology = trainable.topology
+    topology, started = trainable.topology, time.perf_counter()
     target = files.target_of(folder, progress.update)
     partial = files.partial_of(folder, progress.update)
     files.require_space(folder, checkpoint_bytes(trainable))
@@ -99,6 +100,9 @@ def save_checkpoint(
     if topology.rank == 0:
         write_json(partial / files.SUMS, {k: v for part in sums for k, v in part.items()})
         files.publish(partial, target, progress.update)
+        size = sum(path.stat().st_size for path in target.iterdir())
+        seconds = time.perf_counter() - started
+        _LOG.info("saved %s: %.2f GB in %.1f s", target.name, size / 1e9, seconds)
         files.retire(folder, keep)
     dist.barrier()
     return target

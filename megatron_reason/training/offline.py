@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -93,13 +94,12 @@ class _Loop:
             if topology.speaks
             else FanOut(())
         )
-        title = f"train {self.job.output.name}"
+        bar_of = partial(progress, f"train {self.job.output.name}", self.total, "updates")
         with (
             closing(sinks),
             stop_wish() as wish,
-            progress(title, self.total, "updates", shown=topology.rank == 0) as bar,
+            bar_of(shown=topology.rank == 0, done=start.update) as bar,
         ):
-            bar.advance(start.update)
             state, means, signalled = start, StepMetrics(), None
             while state.update < self.total:
                 state, metrics = self._update(state, guard)

@@ -1,0 +1,40 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_reason.config.launch import LaunchConfig
+from megatron_reason.errors import CheckpointError
+from megatron_reason.files import read_json
+from megatron_reason.pipeline import resume_check as check
+from megatron_reason.training.jobs import TrainJob, read_job
+from tests.training.tiny_run import short, write_job
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    output = tmp_path / "check"
+    job = read_job(write_job(tmp_path, output, train=short()))
+    assert isinstance(job, TrainJob)
+    report = check.resume_check(job, LaunchConfig(processes=1), updates=2)
+    assert report == check.ResumeReport(4, 0.0, weights_are_equal=True)
+    assert read_json(output / check.REPORT)["updates"] == 4
+    steps = [
+        json.loads(line)["step"]
+        for line in (output / "halves/metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [1, 2, 3, 4]
+    assert "resumed from iter_0000002" in (output / "logs/second_half.log").read_text()
+
+
+def test_a_difference_is_found_in_whichever_metric_it_is(tmp_path: Path) -> None:
+    row = {"step": 1, "train/loss": 2.0, "train/grad_norm": 4.0}
+    for name, rows in {
+        "a": [row], "b": [row | {"train/grad_norm": 4.1}], "c": [row | {"step": 2}],
+    }.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert check._largest_difference(tmp_path / "a", tmp_path / "a") == 0
+    found = check._largest_difference(tmp_path / "a", tmp_path / "b")
+    assert found == pytest.approx(0.025)
+    with pytest.raises(CheckpointError, match="other updates"):
+        check._largest_difference(tmp_path / "a", tmp_path / "c")
