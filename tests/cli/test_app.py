@@ -24,7 +24,6 @@ VERBS = {
     "resume-check": [
         "--help",
         "--json",
-        "--out",
         "--set",
         "--table",
         "--updates",
