@@ -15,6 +15,8 @@ class ParallelConfig(Strict):
     """Ranks that share each matrix and the vocabulary (TP)."""
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
     """Ranks that share the layers (PP)."""
+    expert_model_parallel_size: int = Field(default=1, ge=1)
+    """Data-parallel ranks that share the experts of each layer (EP); 1 for a model without."""
     sequence_parallel: bool = False
     """Shard activations along the tokens between tensor-parallel regions."""
     recompute: Literal["none", "full"] = "none"
@@ -22,20 +24,22 @@ class ParallelConfig(Strict):
 
     @property
     def model_size(self) -> int:
-        """Ranks that hold one copy of the model: TP x PP."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        """Ranks that hold every weight: TP x PP x EP."""
+        dense = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        return dense * self.expert_model_parallel_size
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Copies of the model in `world_size` ranks.
+        """Groups of TP x PP ranks in `world_size`, each with samples of its own.
 
         Raises:
-            TopologyError: `world_size` is not a multiple of TP x PP.
+            TopologyError: `world_size` is not a multiple of TP x PP x EP.
         """
         if world_size % self.model_size:
             raise TopologyError(
                 "parallel",
                 f"{world_size} processes cannot hold whole copies of a model split over "
-                f"TP {self.tensor_model_parallel_size} x PP {self.pipeline_model_parallel_size}.",
+                f"TP {self.tensor_model_parallel_size} x PP {self.pipeline_model_parallel_size}"
+                f" x EP {self.expert_model_parallel_size}.",
                 f"Use a multiple of {self.model_size} processes, or a smaller layout.",
             )
-        return world_size // self.model_size
+        return world_size // self.model_size * self.expert_model_parallel_size

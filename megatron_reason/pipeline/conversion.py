@@ -170,11 +170,11 @@ def compare(left: Path, right: Path) -> Comparison:
 
 def _settings(source: Path, overrides: Sequence[str]) -> ConversionSettings:
     """What `overrides` say, with the data type of `source`; refuses layouts that do not fit."""
-    hf_config, _ = read_architecture(source)
+    hf_config, architecture = read_architecture(source)
     dtype = str(read_json(source / "config.json").get("dtype") or hf_config.dtype)
     presets = [f"model.path={source}", f"model.dtype={dtype.removeprefix('torch.')}"]
     settings = load_config(None, [*presets, *overrides], ConversionSettings)
-    check_topology(hf_config, settings.parallel)
+    check_topology(hf_config, architecture, settings.parallel)
     return settings
 
 
@@ -204,16 +204,16 @@ def main() -> None:
     """Do the job named on the command line, on this rank."""
     job = ConversionJob.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model, parallel = job.settings.model, job.settings.parallel
-    overrides = {"rope_theta": model.rope_theta, "max_position_embeddings": model.context_length}
     with platform.cpu():
         from megatron_reason.engine.startup import load_model, parallel_world
+        from megatron_reason.models.companions import Changes
         from megatron_reason.models.exporter import export_hf
 
         with parallel_world(parallel, seed=0) as topology:
             setup_logging(rank=topology.rank)
             stage = load_model(model, job.source, parallel, topology)
-            changed = {key: value for key, value in overrides.items() if value is not None}
-            export_hf(stage, job.source, job.target, topology, changed)
+            changes = Changes(model.rope_theta, model.context_length)
+            export_hf(stage, job.source, job.target, topology, changes)
 
 
 if __name__ == "__main__":

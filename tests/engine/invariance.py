@@ -195,7 +195,7 @@ class World:
         weights = [parameter.data.clone() for parameter in stage.parameters()]
         for parameter in stage.parameters():
             parameter.data.copy_(parameter.main_grad)
-        export_hf(stage, self.folder, scratch, topology, {})
+        export_hf(stage, self.folder, scratch, topology)
         for parameter, weight in zip(stage.parameters(), weights, strict=True):
             parameter.data.copy_(weight)
         if topology.rank != 0:
