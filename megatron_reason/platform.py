@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.distributed import ProcessGroup
 from torch.overrides import TorchFunctionMode
 
 from megatron_reason.errors import PlatformError
@@ -166,7 +167,7 @@ def _gather_unevenly(even: Callable[..., torch.Tensor]) -> Callable[..., torch.T
     """Gather of different numbers of rows by one of equal numbers, which is all that gloo has."""
 
     def gather(
-        rows: torch.Tensor, group: Any, output_split_sizes: Sequence[int] | None = None
+        rows: torch.Tensor, group: ProcessGroup, output_split_sizes: Sequence[int] | None = None
     ) -> torch.Tensor:
         if output_split_sizes is None:
             return even(rows, group=group)
@@ -181,7 +182,7 @@ def _scatter_unevenly(even: Callable[..., torch.Tensor]) -> Callable[..., torch.
     """Sum and scatter of different numbers of rows, like `_gather_unevenly`."""
 
     def scatter(
-        rows: torch.Tensor, group: Any, input_split_sizes: Sequence[int] | None = None
+        rows: torch.Tensor, group: ProcessGroup, input_split_sizes: Sequence[int] | None = None
     ) -> torch.Tensor:
         if input_split_sizes is None:
             return even(rows, group=group)

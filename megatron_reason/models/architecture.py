@@ -1,8 +1,8 @@
 """What a model family is: the shape of its blocks, a table of parameter rules, fields it reads.
 
-A family is one file in `families/`. Every field of a checkpoint's config.json is read by the build,
-known not to matter, or refused by name; so is every tensor that no rule names. Not here: any family,
-how rows become shards (`layout.py`), and no Megatron, so that plans can be checked without it.
+A family is one file in `families/`. Every field of a checkpoint's config.json is read by the
+build, known not to matter, or refused by name; so is every tensor without a rule. Not here: any
+family, how rows become shards (`layout.py`), and no Megatron, so that plans can be checked without it.
 """
 
 import re
@@ -72,9 +72,10 @@ ARCHITECTURES: Registry[Architecture] = Registry("model", "megatron_reason.model
 _HARMLESS = frozenset({
     "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype",
     "eos_token_id", "id2label", "initializer_range", "is_llama_config", "label2id",
-    "layer_types", "max_position_embeddings", "max_window_layers", "model_type", "output_attentions",
-    "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "sliding_window",
-    "torch_dtype", "transformers.js_config", "transformers_version", "unk_token_id", "use_cache",
+    "layer_types", "max_position_embeddings", "max_window_layers", "model_type",
+    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict",
+    "sliding_window", "torch_dtype", "transformers.js_config", "transformers_version",
+    "unk_token_id", "use_cache",
 })  # fmt: skip
 _MUST_BE = {
     "hidden_act": ("silu",),

@@ -196,6 +196,7 @@ def _transformer_config(
         # Read by no dense model, but variable lengths are refused with the default dispatcher.
         moe_token_dispatcher_type="alltoall",
         expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         **_expert_fields(shape),
         calculate_per_token_loss=True,
         use_cpu_initialization=True,

@@ -140,7 +140,8 @@ def write_safetensors(
         file.write(text)
         written = 0
         for block in blocks:
-            left = memoryview(block.reshape(-1).view(torch.uint8).numpy())
+            elements: Any = block.reshape(-1).view(torch.uint8).numpy()
+            left = memoryview(elements)
             written += len(left)
             while left:  # a raw write may stop short, at 2 GiB for one
                 left = left[file.write(left) :]

@@ -17,7 +17,8 @@ REPORT = "conversion_report.json"
 """What a verification says of the folder it lies in; never copied with the model."""
 _TEMPLATE = "chat_template"
 _NOT_COPIED = (
-    "*.safetensors", INDEX, "pytorch_model*", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", REPORT,
+    "*.safetensors", INDEX, "pytorch_model*", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack",
+    REPORT,
 )  # fmt: skip
 """Files that hold the source's weights, which would be old ones beside new ones, or speak of it."""
 

@@ -8,9 +8,7 @@ from megatron_reason.models.architecture import Architecture, Experts
 from megatron_reason.models.layout import HFConfig, head_width
 
 
-def check_topology(
-    config: HFConfig, architecture: Architecture, parallel: ParallelConfig
-) -> None:
+def check_topology(config: HFConfig, architecture: Architecture, parallel: ParallelConfig) -> None:
     """Refuse layouts that cannot be built, before any process starts.
 
     The vocabulary is padded, so it allows every layout. KV groups fewer than tensor-parallel ranks
@@ -22,13 +20,14 @@ def check_topology(
     """
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     experts = architecture.shape(config).experts
-    mlp = experts.width if experts else config.intermediate_size
+    mlp = None if experts else config.intermediate_size
     if not _tensor_fits(config, mlp, tp):
         fits = (n for n in range(1, config.num_attention_heads + 1) if _tensor_fits(config, mlp, n))
+        and_mlp = f" and an MLP of {mlp}" if mlp else ""
         raise TopologyError(
             "parallel.tensor_model_parallel_size",
-            f"{config.num_attention_heads} attention heads, {config.num_key_value_heads} KV groups "
-            f"and an MLP of {mlp} cannot all be split over {tp} tensor-parallel ranks.",
+            f"{config.num_attention_heads} attention heads, {config.num_key_value_heads} KV groups"
+            f"{and_mlp} cannot all be split over {tp} tensor-parallel ranks.",
             f"Use {_one_of(fits)}; to save more memory add pipeline stages.",
         )
     layers = config.num_hidden_layers
@@ -59,6 +58,14 @@ def _check_experts(experts: Experts | None, parallel: ParallelConfig) -> None:
             f"{what} over {ep} ranks.",
             f"Use {_one_of(fits)}.",
         )
+    etp = parallel.expert_tensor_parallel_size or parallel.tensor_model_parallel_size
+    if experts and experts.width % etp:
+        fits = (n for n in range(1, etp) if experts.width % n == 0)
+        raise TopologyError(
+            "parallel.expert_tensor_parallel_size",
+            f"experts of width {experts.width} cannot be split over {etp} ranks.",
+            f"Use {_one_of(fits)}.",
+        )
     if experts and parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
         raise TopologyError(
             "parallel.sequence_parallel",
@@ -67,11 +74,11 @@ def _check_experts(experts: Experts | None, parallel: ParallelConfig) -> None:
         )
 
 
-def _tensor_fits(config: HFConfig, mlp: int, tp: int) -> bool:
+def _tensor_fits(config: HFConfig, mlp: int | None, tp: int) -> bool:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     rows = (heads + 2 * groups) * head_width(config)
     shared = groups % tp == 0 or tp % groups == 0
-    return shared and not (heads % tp or mlp % tp or rows % tp)
+    return shared and not (heads % tp or (mlp or 0) % tp or rows % tp)
 
 
 def _one_of(sizes: Iterable[int]) -> str:

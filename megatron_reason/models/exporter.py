@@ -28,7 +28,7 @@ from megatron_reason.models.checkpoint_files import (
 )
 from megatron_reason.models.companions import Changes, copy_companions
 from megatron_reason.models.importer import global_parameters, sharding_of
-from megatron_reason.models.layout import Layout, Piece, Sharding, lay_out
+from megatron_reason.models.layout import Piece, Sharding, lay_out
 from megatron_reason.schema.topology import Topology
 
 _BLOCK_BYTES = 1 << 22
@@ -84,7 +84,6 @@ class _Held:
 
     name: str
     sharding: Sharding
-    tp_rank: int
     rank: int
 
 
@@ -101,64 +100,59 @@ class _Origin:
 def _origins(
     local: Mapping[str, nn.Parameter], source: Checkpoint, topology: Topology
 ) -> dict[str, _Origin]:
-    """Every tensor of the checkpoint that some rank holds; the same on every rank."""
+    """Where every tensor of the checkpoint is; the same on every rank."""
     config, architecture = read_architecture(source.folder)
-    rules = architecture.rules(config)
-    mine = [
-        _Held(name, sharding_of(parameter, topology), topology.tp_rank, topology.rank)
-        for name, parameter in local.items()
-    ]
-    parts: list[list[_Held] | None] = [mine]
-    if topology.world_size > 1:
-        parts = [None] * topology.world_size
-        dist.all_gather_object(parts, mine)
-    holders: dict[str, dict[int, _Held]] = {}
-    for held in (held for part in parts for held in part or ()):
-        # The first rank that holds a shard sends it; other replicas keep still.
-        holders.setdefault(held.name, {}).setdefault(held.tp_rank, held)
+    rules, shape = architecture.rules(config), architecture.shape(config)
     origins: dict[str, _Origin] = {}
-    for name, by_tp_rank in holders.items():
-        first = next(iter(by_tp_rank.values()))
-        layout = lay_out(name, first.sharding, rules, config, source.shape)
-        senders = [first] if first.sharding.dim is None else list(by_tp_rank.values())
-        for number, hf in enumerate(layout.names):
-            origins.setdefault(hf, _Origin(name, _pieces(layout, number, senders)))
-    shape = architecture.shape(config)
-    lost = [n for n in source.tensors if n not in origins and why_ignored(n, shape) is None]
-    if lost:
+    for name, shards in _shards(local, topology).items():
+        layouts = [(held.rank, lay_out(name, held.sharding, rules, config, source.shape))
+                   for held in shards]  # fmt: skip
+        for number, hf in enumerate(layouts[0][1].names):
+            pieces = [(rank, piece) for rank, layout in layouts for piece in layout.pieces()
+                      if piece.source == number]  # fmt: skip
+            origins.setdefault(hf, _Origin(name, pieces))
+    if lost := [n for n in source.tensors if n not in origins and not why_ignored(n, shape)]:
         raise ConversionError(
             str(source.folder), f"no parameter gives {', '.join(lost[:5])}.", "Report this family."
         )
     return origins
 
 
-def _pieces(layout: Layout, number: int, senders: Sequence[_Held]) -> list[tuple[int, Piece]]:
-    return [
-        (held.rank, piece)
-        for held in senders
-        for piece in layout.pieces(held.tp_rank)
-        if piece.source == number
+def _shards(local: Mapping[str, nn.Parameter], topology: Topology) -> dict[str, list[_Held]]:
+    """Each shard of each parameter once, from the first rank that holds it."""
+    mine = [
+        _Held(name, sharding_of(name, parameter, topology), topology.rank)
+        for name, parameter in local.items()
     ]
+    everywhere: list[list[_Held] | None] = [mine]
+    if topology.world_size > 1:
+        everywhere = [None] * topology.world_size
+        dist.all_gather_object(everywhere, mine)
+    shards: dict[str, dict[int, _Held]] = {}
+    for held in (held for part in everywhere for held in part or ()):
+        number = 0 if held.sharding.dim is None else held.sharding.rank
+        shards.setdefault(held.name, {}).setdefault(number, held)
+    return {name: list(by_number.values()) for name, by_number in shards.items()}
 
 
 def _files(
     source: Checkpoint, origins: Mapping[str, _Origin], max_shard_size: int | None
 ) -> dict[str, dict[str, Stored]]:
     """Tensors of each file to be written, wider data types first, else in the source's order."""
-    parts = [list(file.items()) for file in source.files.values()]
-    names = list(source.files)
+    files = {
+        file: {name: stored for name, stored in tensors.items() if name in origins}
+        for file, tensors in source.files.items()
+    }
     if max_shard_size is not None:
-        parts = _split([tensor for part in parts for tensor in part], max_shard_size)
-        count = len(parts)
-        names = [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
-        if count == 1:
-            names = [SINGLE]
-    files: dict[str, dict[str, Stored]] = {}
-    for name, part in zip(names, parts, strict=True):
-        kept = [(hf, stored) for hf, stored in part if hf in origins]
-        if kept:
-            files[name] = dict(sorted(kept, key=lambda tensor: -tensor[1].dtype.itemsize))
-    return files
+        kept = [tensor for tensors in files.values() for tensor in tensors.items()]
+        parts = _split(kept, max_shard_size)
+        names = [f"model-{n + 1:05}-of-{len(parts):05}.safetensors" for n in range(len(parts))]
+        files = dict(zip(names if len(parts) > 1 else [SINGLE], map(dict, parts), strict=True))
+    return {
+        file: dict(sorted(tensors.items(), key=lambda tensor: -tensor[1].dtype.itemsize))
+        for file, tensors in files.items()
+        if tensors
+    }
 
 
 def _split(tensors: Sequence[tuple[str, Stored]], limit: int) -> list[list[tuple[str, Stored]]]:

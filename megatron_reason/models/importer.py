@@ -47,9 +47,9 @@ def import_hf(model: nn.Module, hf_folder: Path, topology: Topology) -> None:
     used: set[str] = set()
     with open_checkpoint(hf_folder) as source, torch.no_grad():
         for name, parameter in global_parameters(model):
-            sharding = sharding_of(parameter, topology)
+            sharding = sharding_of(name, parameter, topology)
             layout = lay_out(name, sharding, rules, config, source.shape)
-            _fill(parameter, layout, source, topology.tp_rank)
+            _fill(parameter, layout, source)
             used.update(layout.names)
         _check_all_used(source, used, architecture.shape(config), topology)
 
@@ -68,17 +68,27 @@ def global_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield ".".join(parts), parameter
 
 
-def sharding_of(parameter: nn.Parameter, topology: Topology) -> Sharding:
-    """How Megatron shards a parameter, from the marks it carries."""
+def sharding_of(name: str, parameter: nn.Parameter, topology: Topology) -> Sharding:
+    """How Megatron shards a parameter, from the marks it carries, and which shard this rank's is.
+
+    Args:
+        name: the parameter's name, which tells an expert's.
+        parameter: this rank's shard.
+        topology: this rank's place.
+    """
     marked: Any = parameter
     is_parallel = getattr(parameter, "tensor_model_parallel", False)
-    dim = marked.partition_dim if is_parallel else None
-    return Sharding(tuple(parameter.shape), dim, topology.tp_size)
+    rank, size = topology.tp_rank, topology.tp_size
+    if "local_experts" in name.split("."):
+        rank, size = topology.expert_tp_rank, topology.expert_tp_size
+    return Sharding(
+        tuple(parameter.shape), marked.partition_dim if is_parallel else None, rank, size
+    )
 
 
-def _fill(parameter: Tensor, layout: Layout, source: Checkpoint, tp_rank: int) -> None:
+def _fill(parameter: Tensor, layout: Layout, source: Checkpoint) -> None:
     filled = 0
-    for piece in layout.pieces(tp_rank):
+    for piece in layout.pieces():
         part = source.part(layout.names[piece.source], piece.rows, piece.columns)
         parameter[piece.local].copy_(part)
         filled += piece.local.stop - piece.local.start

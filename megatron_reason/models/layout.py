@@ -51,14 +51,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How Megatron shards a parameter."""
+    """How Megatron shards a parameter, and which shard this is."""
 
     shape: Dims
     """Shape of one rank's shard."""
     dim: int | None
     """Dimension along which it is sharded; None where every tensor-parallel rank holds all."""
-    tp_size: int
-    """Tensor-parallel ranks."""
+    rank: int
+    """Which of the ranks that share it this one is."""
+    size: int
+    """How many share it."""
 
 
 class Rule(Protocol):
@@ -159,25 +161,26 @@ def head_width(config: HFConfig) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """A parameter, the Hugging Face tensors it is made of, and which rank holds what of them."""
+    """A shard of a parameter and the Hugging Face tensors it is made of."""
 
     names: tuple[str, ...]
     """Hugging Face's names of the tensors."""
     blocks: Sequence[Sequence[Run]]
     """Order of their rows, see `Rule.blocks`."""
     sharding: Sharding
-    """How the parameter is sharded."""
+    """How the parameter is sharded, and which shard this is."""
     is_vocab: bool
     """Whether its rows are the vocabulary."""
 
-    def pieces(self, tp_rank: int) -> Iterator[Piece]:
-        """What the shard of `tp_rank` is made of; rows of vocabulary padding are in no piece."""
-        share = self.sharding.shape[0] // len(self.blocks)
-        first = tp_rank * share if self.sharding.dim == 0 else 0
+    def pieces(self) -> Iterator[Piece]:
+        """What the shard is made of; rows of vocabulary padding are in no piece."""
+        sharding = self.sharding
+        share = sharding.shape[0] // len(self.blocks)
+        first = sharding.rank * share if sharding.dim == 0 else 0
         columns = slice(None)
-        if self.sharding.dim == 1:
-            width = self.sharding.shape[1]
-            columns = slice(tp_rank * width, (tp_rank + 1) * width)
+        if sharding.dim == 1:
+            width = sharding.shape[1]
+            columns = slice(sharding.rank * width, (sharding.rank + 1) * width)
         for number, block in enumerate(self.blocks):
             position = 0
             for run in block:
@@ -194,11 +197,11 @@ def lay_out(
     name: str, sharding: Sharding, rules: Sequence[Rule], config: HFConfig,
     shape_of: Callable[[str], Dims],
 ) -> Layout:  # fmt: skip
-    """Layout of a Megatron parameter.
+    """Layout of a shard of a Megatron parameter.
 
     Args:
         name: its name with global numbers of layer and expert.
-        sharding: how it is sharded.
+        sharding: how it is sharded, and which shard is laid out.
         rules: the family's table.
         config: the checkpoint's configuration.
         shape_of: shape of a Hugging Face tensor by name.
@@ -246,7 +249,7 @@ def _numbered(name: str, numbers: Mapping[str, str]) -> str:
 def _whole(sharding: Sharding) -> list[int]:
     whole = list(sharding.shape)
     if sharding.dim is not None:
-        whole[sharding.dim] *= sharding.tp_size
+        whole[sharding.dim] *= sharding.size
     return whole
 
 

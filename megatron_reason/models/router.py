@@ -11,6 +11,6 @@ from torch import Tensor, nn
 class Router(TopKRouter):
     """Megatron's top-k router with its scores in float32 by torch alone."""
 
-    def gating(self, input: Tensor) -> Tensor:  # noqa: A002 - Megatron's signature
+    def gating(self, input: Tensor) -> Tensor:
         """[..., D] -> [..., E] scores of the experts, in float32."""
         return nn.functional.linear(input.float(), self.weight.float())

@@ -29,6 +29,8 @@ class Topology:
     dp_size: int = 1
     ep_rank: int = 0
     ep_size: int = 1
+    expert_tp_rank: int = 0
+    expert_tp_size: int = 1
     tp_group: "ProcessGroup | None" = None
     pp_group: "ProcessGroup | None" = None
     dp_group: "ProcessGroup | None" = None
