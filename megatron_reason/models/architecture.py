@@ -2,7 +2,7 @@
 
 A family is one file in `families/`. Every field of a checkpoint's config.json is read by the
 build, known not to matter, or refused by name; so is every tensor without a rule. Not here: any
-family, how rows become shards (`layout.py`), and no Megatron, so that plans can be checked without it.
+family, how rows become shards (`layout.py`), and no Megatron, so that plans need none.
 """
 
 import re

@@ -19,9 +19,7 @@ def test_a_file_is_read_in_rectangles_and_comes_back_byte_for_byte(tmp_path: Pat
     save_file(TENSORS, tmp_path / "model.safetensors", metadata={"format": "pt", "name": "é"})
     with open_checkpoint(tmp_path) as found:
         assert set(found.tensors) == set(TENSORS)
-        assert torch.equal(
-            found.part("wide", slice(1, 3), slice(2, 4)), TENSORS["wide"][1:3, 2:4]
-        )
+        assert torch.equal(found.part("wide", slice(1, 3), slice(2, 4)), TENSORS["wide"][1:3, 2:4])
         assert found.part("vector", slice(1, 2), slice(0, 1)).tolist() == [1.0]
         stored = found.files["model.safetensors"]
         assert [(t.dtype, t.shape, t.nbytes) for t in stored.values()] == [
