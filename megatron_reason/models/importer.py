@@ -7,6 +7,7 @@ is used by some rank or ignored for a reason, or the import fails. Not here: whi
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from megatron_reason.schema.topology import Topology
 
 _LOG = get_logger(__name__)
 _BLOCK_BYTES = 1 << 24
+_READERS = 2
+"""Threads that fill parameters: while one waits for the disk, the other touches new memory."""
 
 
 def import_hf(model: nn.Module, hf_folder: Path, topology: Topology) -> None:
@@ -45,12 +48,15 @@ def import_hf(model: nn.Module, hf_folder: Path, topology: Topology) -> None:
     config, architecture = read_architecture(hf_folder)
     rules = architecture.rules(config)
     used: set[str] = set()
-    with open_checkpoint(hf_folder) as source, torch.no_grad():
+    with open_checkpoint(hf_folder) as source, ThreadPoolExecutor(_READERS) as pool:
+        filled: list[Future[None]] = []
         for name, parameter in global_parameters(model):
             sharding = sharding_of(name, parameter, topology)
             layout = lay_out(name, sharding, rules, config, source.shape)
-            _fill(parameter, layout, source)
+            filled.append(pool.submit(_fill, parameter.data, layout, source))
             used.update(layout.names)
+        for done in filled:
+            done.result()
         _check_all_used(source, used, architecture.shape(config), topology)
 
 
