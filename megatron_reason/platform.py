@@ -13,11 +13,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.distributed import ProcessGroup
 from torch.overrides import TorchFunctionMode
 
 from megatron_reason.errors import PlatformError
 
 _RNG = "megatron.core.tensor_parallel.random"
+_DISPATCH = "megatron.core.transformer.moe.token_dispatcher"
 _CUDA_TYPE_NAMES = {
     "torch.FloatTensor": "torch.cuda.FloatTensor",
     "torch.HalfTensor": "torch.cuda.HalfTensor",
@@ -99,6 +101,14 @@ def cpu() -> Iterator[None]:
         rng = importlib.import_module(_RNG)
         stack.enter_context(patch.object(rng, "_get_cuda_rng_state", _get_rng_state))
         stack.enter_context(patch.object(rng, "_set_cuda_rng_state", _set_rng_state))
+        dispatch = importlib.import_module(_DISPATCH)
+        experts = dispatch.MoEAlltoAllTokenDispatcher
+        for collective, adapt in _UNEVEN.items():
+            stand_in = adapt(getattr(dispatch, collective))
+            stack.enter_context(patch.object(dispatch, collective, stand_in))
+        # Where there is a stream already, it makes none; what it would copy is on the host.
+        stack.enter_context(patch.object(experts, "cuda_dtoh_stream", _CPU))
+        stack.enter_context(patch.object(experts, "_maybe_dtoh_and_synchronize", _counts_on_host))
         yield
 
 
@@ -143,6 +153,54 @@ def _get_rng_state(*_: Any, **__: Any) -> torch.Tensor:  # noqa: ANN401 - Megatr
 
 def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:  # noqa: ANN401
     torch.set_rng_state(state)
+
+
+def _counts_on_host(self: Any, _: str, tokens_per_expert: Any = None) -> Any:  # noqa: ANN401
+    """Stands in for the copy of token counts to the host, which leaves them as numpy arrays."""
+    for attribute in ("input_splits", "output_splits", "output_splits_tp"):
+        if isinstance(value := getattr(self, attribute), torch.Tensor):
+            setattr(self, attribute, value.numpy())
+    return tokens_per_expert
+
+
+def _gather_unevenly(even: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Gather of different numbers of rows by one of equal numbers, which is all that gloo has."""
+
+    def gather(
+        rows: torch.Tensor, group: ProcessGroup, output_split_sizes: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        if output_split_sizes is None:
+            return even(rows, group=group)
+        most = max(1, *output_split_sizes)
+        parts = even(_filled_up(rows, most), group=group).split(most)
+        return torch.cat([p[:n] for p, n in zip(parts, output_split_sizes, strict=True)])
+
+    return gather
+
+
+def _scatter_unevenly(even: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Sum and scatter of different numbers of rows, like `_gather_unevenly`."""
+
+    def scatter(
+        rows: torch.Tensor, group: ProcessGroup, input_split_sizes: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        if input_split_sizes is None:
+            return even(rows, group=group)
+        most = max(1, *input_split_sizes)
+        parts = [_filled_up(part, most) for part in rows.split(list(input_split_sizes))]
+        return even(torch.cat(parts), group=group)[: input_split_sizes[group.rank()]]
+
+    return scatter
+
+
+def _filled_up(rows: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.cat([rows, rows.new_zeros(count - rows.shape[0], *rows.shape[1:])])
+
+
+_UNEVEN = {
+    "gather_from_sequence_parallel_region": _gather_unevenly,
+    "reduce_scatter_to_sequence_parallel_region": _scatter_unevenly,
+}
 
 
 def _refuse(attribute: str) -> Callable[..., Any]:

@@ -20,8 +20,10 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCAB_SIZE = 256 + len(SPECIAL)
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "sliding_window": None,
+    "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True,
 }  # fmt: skip
+"""Fields of the configuration; a class takes those it has."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -47,7 +49,9 @@ def make_tiny_model(
     """
     torch.manual_seed(seed)
     model_class = getattr(transformers, hf_class)
-    sizes = {"vocab_size": VOCAB_SIZE, "eos_token_id": 258, "bos_token_id": None, **SIZES, **config}
+    known = model_class.config_class()
+    sizes = {field: size for field, size in SIZES.items() if hasattr(known, field)}
+    sizes |= {"vocab_size": VOCAB_SIZE, "eos_token_id": 258, "bos_token_id": None, **config}
     model = model_class(model_class.config_class(**sizes))
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))

@@ -41,7 +41,8 @@ def export(source: Source, target: Target, overrides: Set = None) -> None:
     """Write a model anew, through Megatron, with other settings.
 
     SRC is any Hugging Face folder, such as the `huggingface` of a training stage. Settings:
-    model.rope_theta, model.context_length, parallel.*, threads_per_process.
+    model.rope_theta, model.context_length, chat_template, max_shard_size, parallel.*,
+    threads_per_process.
 
     Example: mreason convert export runs/oxa/220-train-oxa_full/huggingface long
     --set model.context_length=16384
@@ -55,12 +56,20 @@ def export(source: Source, target: Target, overrides: Set = None) -> None:
 
 
 @app.command("verify")
-def verify(source: Source, overrides: Set = None, as_json: Json = False) -> None:
+def verify(
+    source: Source,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the report goes instead of SRC."),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
     """Prove that a round trip through Megatron loses nothing.
 
     Every tensor must come back bit for bit, every other file byte for byte, and Megatron must
-    compute the log-probabilities that transformers computes. Settings: parallel.*,
-    threads_per_process.
+    compute the log-probabilities that transformers computes. What was found is written to
+    conversion_report.json. Settings: parallel.*, threads_per_process.
 
     Example: mreason convert verify models/smollm2-135m
     --set parallel.pipeline_model_parallel_size=2
@@ -69,11 +78,13 @@ def verify(source: Source, overrides: Set = None, as_json: Json = False) -> None
     from megatron_reason.pipeline.conversion import verify as compare_with_itself
 
     setup_logging()
-    found = compare_with_itself(source, overrides or [])
+    found = compare_with_itself(source, overrides or [], report)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:
         typer.echo(
-            f"{source}: {found.num_tensors} tensors bit-identical, {found.num_files} files the "
-            f"same, log-probabilities within {found.largest_logprob_gap:.1e} nats of transformers"
+            f"{source}: {found.round_trip.num_tensors} tensors bit-identical, "
+            f"{found.round_trip.num_files} files the same; of {found.agreement.num_tokens} tokens "
+            f"log-probabilities within {found.agreement.largest_logprob_gap:.1e} nats of "
+            f"transformers, {found.agreement.top1_fraction:.1%} with the same likeliest one"
         )

@@ -1,5 +1,6 @@
 """The parallel layout of a training or scoring job, checked before any process starts."""
 
+from math import lcm
 from typing import Literal
 
 from pydantic import Field
@@ -15,6 +16,10 @@ class ParallelConfig(Strict):
     """Ranks that share each matrix and the vocabulary (TP)."""
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
     """Ranks that share the layers (PP)."""
+    expert_model_parallel_size: int = Field(default=1, ge=1)
+    """Ranks that share the experts of each layer among them (EP); 1 for a model without."""
+    expert_tensor_parallel_size: int | None = Field(default=None, ge=1)
+    """Ranks that share each matrix of an expert; None for as many as share the others (TP)."""
     sequence_parallel: bool = False
     """Shard activations along the tokens between tensor-parallel regions."""
     recompute: Literal["none", "full"] = "none"
@@ -22,20 +27,28 @@ class ParallelConfig(Strict):
 
     @property
     def model_size(self) -> int:
-        """Ranks that hold one copy of the model: TP x PP."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        """Ranks that hold every weight: PP times the least that TP and all experts' ranks fit."""
+        tensor = self.tensor_model_parallel_size
+        experts = self.expert_model_parallel_size * (self.expert_tensor_parallel_size or tensor)
+        return lcm(tensor, experts) * self.pipeline_model_parallel_size
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Copies of the model in `world_size` ranks.
+        """Groups of TP x PP ranks in `world_size`, each with samples of its own.
 
         Raises:
-            TopologyError: `world_size` is not a multiple of TP x PP.
+            TopologyError: `world_size` is not a multiple of `model_size`.
         """
         if world_size % self.model_size:
             raise TopologyError(
                 "parallel",
                 f"{world_size} processes cannot hold whole copies of a model split over "
-                f"TP {self.tensor_model_parallel_size} x PP {self.pipeline_model_parallel_size}.",
+                f"TP {self.tensor_model_parallel_size} x PP {self.pipeline_model_parallel_size}"
+                f"{self._experts()}.",
                 f"Use a multiple of {self.model_size} processes, or a smaller layout.",
             )
-        return world_size // self.model_size
+        return world_size // (self.tensor_model_parallel_size * self.pipeline_model_parallel_size)
+
+    def _experts(self) -> str:
+        if self.expert_model_parallel_size == 1:
+            return ""
+        return f" and their experts over EP {self.expert_model_parallel_size}"

@@ -18,12 +18,14 @@ def init_topology(parallel: ParallelConfig, *, seed: int = 1234) -> Topology:
         seed: seed of Megatron's random-number trackers.
 
     Raises:
-        TopologyError: the world size is not a multiple of TP x PP.
+        TopologyError: the world size is not a multiple of what the layout needs.
     """
     parallel.data_parallel_size(dist.get_world_size())
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return _read_topology()
@@ -46,6 +48,10 @@ def _read_topology() -> Topology:
         pp_size=pp_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=dp_size,
+        ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        ep_size=parallel_state.get_expert_model_parallel_world_size(),
+        expert_tp_rank=parallel_state.get_expert_tensor_parallel_rank() or 0,
+        expert_tp_size=parallel_state.get_expert_tensor_parallel_world_size() or 1,
         tp_group=tp_group if tp_size > 1 else None,
         pp_group=pp_group if pp_size > 1 else None,
         dp_group=dp_group if dp_size > 1 else None,

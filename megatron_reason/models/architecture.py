@@ -1,29 +1,34 @@
-"""What a model family is: the shape of its blocks and a table of parameter rules.
+"""What a model family is: the shape of its blocks, a table of parameter rules, fields it reads.
 
-A rule knows layout only, in both directions: how Hugging Face's tensors become one Megatron tensor
-and back. *Where* a shard goes is read from the parameter itself, *how bytes travel* is the
-importer's and exporter's business. A family is one file in `families/`. Not here: any family, and
-no Megatron, so that plans can be checked without it.
-
-Layout words: H heads, G KV groups, d head width; Megatron's linear_qkv holds, for each KV group,
-its query heads, then its key, then its value.
+A family is one file in `families/`. Every field of a checkpoint's config.json is read by the
+build, known not to matter, or refused by name; so is every tensor without a rule. Not here: any
+family, how rows become shards (`layout.py`), and no Megatron, so that plans need none.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from megatron_reason.errors import ConversionError
 from megatron_reason.files import read_json
+from megatron_reason.models.layout import QKV, Copy, GateUp, HFConfig, Rule
 from megatron_reason.registry import Registry
 
-HFConfig = Any
-"""A transformers configuration object."""
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in the place of every MLP."""
+
+    count: int
+    """Experts in a layer."""
+    per_token: int
+    """Experts that see a token."""
+    width: int
+    """Width F of an expert's hidden layer."""
+    renormalised: bool
+    """Whether the weights of a token's experts sum to 1."""
 
 
 @dataclass(frozen=True)
@@ -36,115 +41,8 @@ class Shape:
     """Whether queries and keys are normalised per head."""
     tied: bool = False
     """Whether the LM head is the input embedding."""
-
-
-class Rule(Protocol):
-    """One Megatron parameter and the Hugging Face tensors it is made of."""
-
-    @property
-    def megatron(self) -> str:
-        """Megatron's name; `{i}` stands for the layer."""
-        ...
-
-    @property
-    def hf(self) -> tuple[str, ...]:
-        """Hugging Face's names, in order."""
-        ...
-
-    @property
-    def num_blocks(self) -> int:
-        """Equal parts along dimension 0 that are sharded one by one (gate and up: 2)."""
-        ...
-
-    @property
-    def is_vocab(self) -> bool:
-        """Whether dimension 0 is the vocabulary, padded in Megatron."""
-        ...
-
-    def to_megatron(self, tensors: Sequence[Tensor], config: HFConfig) -> Tensor:
-        """Whole Megatron tensor from whole Hugging Face tensors."""
-        ...
-
-    def to_hf(self, tensor: Tensor, config: HFConfig) -> list[Tensor]:
-        """Inverse of `to_megatron`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Copy:
-    """The same tensor under another name."""
-
-    megatron: str
-    source: str
-    is_vocab: bool = False
-    num_blocks: int = 1
-
-    @property
-    def hf(self) -> tuple[str, ...]:
-        """The one Hugging Face name."""
-        return (self.source,)
-
-    def to_megatron(self, tensors: Sequence[Tensor], config: HFConfig) -> Tensor:  # noqa: ARG002
-        """The tensor itself."""
-        return tensors[0]
-
-    def to_hf(self, tensor: Tensor, config: HFConfig) -> list[Tensor]:  # noqa: ARG002
-        """The tensor itself."""
-        return [tensor]
-
-
-@dataclass(frozen=True)
-class QKV:
-    """Query, key and value interleaved by KV group; weights [rows, D] and biases [rows] alike."""
-
-    megatron: str
-    source: str
-    """Name with `{x}` for q, k and v."""
-    is_vocab: bool = False
-    num_blocks: int = 1
-
-    @property
-    def hf(self) -> tuple[str, ...]:
-        """Names of the three projections."""
-        return tuple(self.source.replace("{x}", part) for part in "qkv")
-
-    def to_megatron(self, tensors: Sequence[Tensor], config: HFConfig) -> Tensor:
-        """[H d], [G d], [G d] rows -> [G (H/G + 2) d] rows."""
-        groups, width = config.num_key_value_heads, head_width(config)
-        parts = [part.reshape(groups, -1, width, *part.shape[1:]) for part in tensors]
-        return torch.cat(parts, dim=1).reshape(-1, *tensors[0].shape[1:])
-
-    def to_hf(self, tensor: Tensor, config: HFConfig) -> list[Tensor]:
-        """[G (H/G + 2) d] rows -> [H d], [G d], [G d] rows."""
-        groups, width = config.num_key_value_heads, head_width(config)
-        per_group = config.num_attention_heads // groups
-        rows = tensor.reshape(groups, per_group + 2, width, *tensor.shape[1:])
-        parts = rows.split([per_group, 1, 1], dim=1)
-        return [part.reshape(-1, *tensor.shape[1:]).contiguous() for part in parts]
-
-
-@dataclass(frozen=True)
-class GateUp:
-    """Gate over up, each sharded by itself."""
-
-    megatron: str
-    source: str
-    """Name with `{x}` for gate and up."""
-    is_vocab: bool = False
-    num_blocks: int = 2
-
-    @property
-    def hf(self) -> tuple[str, ...]:
-        """Names of the two projections."""
-        return tuple(self.source.replace("{x}", part) for part in ("gate", "up"))
-
-    def to_megatron(self, tensors: Sequence[Tensor], config: HFConfig) -> Tensor:  # noqa: ARG002
-        """[F, D], [F, D] -> [2 F, D]."""
-        return torch.cat(list(tensors))
-
-    def to_hf(self, tensor: Tensor, config: HFConfig) -> list[Tensor]:  # noqa: ARG002
-        """[2 F, D] -> [F, D], [F, D]."""
-        return [part.contiguous() for part in tensor.chunk(2)]
+    experts: Experts | None = None
+    """The mixture of experts, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -159,20 +57,25 @@ class Architecture:
     """Its parameter table."""
     config_fields: frozenset[str]
     """Fields of config.json that the build reads; others must be harmless."""
+    must_be: Mapping[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
+    """Further fields of config.json, each with the only values that the build implements."""
 
     def rules(self, config: HFConfig) -> list[Rule]:
         """Rules of a model with this configuration."""
         return list(self.params(self.shape(config)))
 
 
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 ARCHITECTURES: Registry[Architecture] = Registry("model", "megatron_reason.models.families")
 
 _HARMLESS = frozenset({
     "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype",
-    "eos_token_id", "id2label", "initializer_range", "is_llama_config", "label2id", "layer_types",
-    "max_position_embeddings", "max_window_layers", "model_type", "output_attentions",
-    "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "sliding_window",
-    "torch_dtype", "transformers.js_config", "transformers_version", "unk_token_id", "use_cache",
+    "eos_token_id", "id2label", "initializer_range", "is_llama_config", "label2id",
+    "layer_types", "max_position_embeddings", "max_window_layers", "model_type",
+    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict",
+    "sliding_window", "torch_dtype", "transformers.js_config", "transformers_version",
+    "unk_token_id", "use_cache",
 })  # fmt: skip
 _MUST_BE = {
     "hidden_act": ("silu",),
@@ -219,7 +122,8 @@ def architecture_of(config: HFConfig, raw: Mapping[str, Any]) -> Architecture:
     """
     name = (raw.get("architectures") or [type(config).__name__])[0]
     architecture = ARCHITECTURES.get(name, "config.json architectures")
-    covered = architecture.config_fields | _HARMLESS | _MUST_BE.keys()
+    must_be = {**_MUST_BE, **architecture.must_be}
+    covered = architecture.config_fields | _HARMLESS | must_be.keys()
     if unknown := sorted(name for name in raw.keys() - covered if not name.startswith("_")):
         raise ConversionError(
             "config.json",
@@ -227,56 +131,57 @@ def architecture_of(config: HFConfig, raw: Mapping[str, Any]) -> Architecture:
             "computed wrongly.",
             "If they do not change the forward pass, list them in models/architecture.py.",
         )
-    for field, allowed in _MUST_BE.items():
-        value = raw.get(field, allowed[0])
-        if field not in architecture.config_fields and value not in allowed:
+    for key, allowed in must_be.items():
+        # What config.json leaves out is transformers' default, which may be another value.
+        value = raw[key] if key in raw else getattr(config, key, allowed[0])
+        if key not in architecture.config_fields and value not in allowed:
             raise ConversionError(
                 "config.json",
-                f"{field} = {value!r} is not implemented for {name}; only {allowed} is.",
+                f"{key} = {value!r} is not implemented for {name}; only "
+                f"{' or '.join(map(repr, allowed))} is.",
                 "Use a checkpoint without it, or extend models/build.py.",
             )
+    if other := sorted(set(raw.get("layer_types") or ()) - {"full_attention"}):
+        raise ConversionError(
+            "config.json",
+            f"layer_types has {', '.join(other)}; only full_attention is implemented.",
+            "Use a checkpoint whose layers all attend to the whole sequence.",
+        )
     return architecture
 
 
-def head_width(config: HFConfig) -> int:
-    """Width d of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def why_ignored(name: str, shape: Shape) -> str | None:
+    """Why a checkpoint may hold the tensor `name` although the model has no place for it.
 
-
-def match(rules: Sequence[Rule], name: str) -> tuple[Rule, str | None]:
-    """Rule for a Megatron parameter with a global layer number, and that number as text.
-
-    Raises:
-        ConversionError: no rule covers the parameter.
+    Returns:
+        The reason, None for a tensor that must have its place.
     """
-    for rule in rules:
-        pattern = re.escape(rule.megatron).replace(r"\{i\}", r"(\d+)")
-        if found := re.fullmatch(pattern, name):
-            return rule, found.group(1) if found.groups() else None
-    raise ConversionError(
-        name,
-        "no rule of this architecture covers the parameter.",
-        "Add one to the family's table in megatron_reason/models/families/.",
-    )
+    if shape.tied and name == HEAD:
+        return "config.json ties the LM head to the input embedding"
+    if re.fullmatch(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", name):
+        return "rotary frequencies are computed from config.json"
+    return None
 
 
 def decoder_params(shape: Shape) -> list[Rule]:
-    """Table of the families that differ from Llama only in biases and query-key norms."""
+    """Table of the families that differ from Llama only in biases, query-key norms and experts."""
     layer, source = "decoder.layers.{i}.", "model.layers.{i}."
     rules: list[Rule] = [
-        Copy("embedding.word_embeddings.weight", "model.embed_tokens.weight", is_vocab=True),
+        Copy("embedding.word_embeddings.weight", EMBEDDING, is_vocab=True),
         Copy(layer + "input_layernorm.weight", source + "input_layernorm.weight"),
         QKV(layer + "self_attention.linear_qkv.weight", source + "self_attn.{x}_proj.weight"),
         Copy(layer + "self_attention.linear_proj.weight", source + "self_attn.o_proj.weight"),
         Copy(layer + "pre_mlp_layernorm.weight", source + "post_attention_layernorm.weight"),
-        GateUp(layer + "mlp.linear_fc1.weight", source + "mlp.{x}_proj.weight"),
-        Copy(layer + "mlp.linear_fc2.weight", source + "mlp.down_proj.weight"),
         Copy("decoder.final_layernorm.weight", "model.norm.weight"),
-        Copy(
-            "output_layer.weight",
-            "model.embed_tokens.weight" if shape.tied else "lm_head.weight",
-            is_vocab=True,
-        ),
+        Copy("output_layer.weight", EMBEDDING if shape.tied else HEAD, is_vocab=True),
+    ]
+    mlp = ("mlp.", "mlp.")
+    if shape.experts:
+        mlp = ("mlp.experts.local_experts.{e}.", "mlp.experts.{e}.")
+        rules.append(Copy(layer + "mlp.router.weight", source + "mlp.gate.weight"))
+    rules += [
+        GateUp(layer + mlp[0] + "linear_fc1.weight", source + mlp[1] + "{x}_proj.weight"),
+        Copy(layer + mlp[0] + "linear_fc2.weight", source + mlp[1] + "down_proj.weight"),
     ]
     if shape.qkv_bias:
         rules.append(

@@ -29,10 +29,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from megatron_reason.config.model import ModelConfig, StatsBackend
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.errors import ConversionError
-from megatron_reason.models.architecture import HFConfig, Shape, head_width, read_architecture
+from megatron_reason.models.architecture import Shape, read_architecture
 from megatron_reason.models.attention import PackedAttention
 from megatron_reason.models.divisibility import check_topology
+from megatron_reason.models.layout import HFConfig, head_width
 from megatron_reason.models.norm import RMSNorm
+from megatron_reason.models.router import Router
 from megatron_reason.schema.topology import Topology
 
 _ROPE_FIELDS: dict[str, frozenset[str]] = {
@@ -73,7 +75,7 @@ def build_model(
         TopologyError: sizes that the layout cannot split.
     """
     config, architecture = read_architecture(hf_folder)
-    check_topology(config, parallel)
+    check_topology(config, architecture, parallel)
     shape = architecture.shape(config)
     dtype = getattr(torch, model.dtype)
     transformer = _transformer_config(config, shape, parallel, dtype)
@@ -139,13 +141,19 @@ def _stage(model: nn.Module) -> Stage:
 
 def _block_spec(transformer: TransformerConfig, shape: Shape) -> Any:  # noqa: ANN401
     """Megatron's local layers with our attention and norms; its own type for it is too narrow."""
-    layer: Any = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=shape.qk_norm)
+    layer: Any = get_gpt_layer_local_spec(
+        num_experts=shape.experts.count if shape.experts else None,
+        normalization="RMSNorm",
+        qk_layernorm=shape.qk_norm,
+    )
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = ModuleSpec(module=PackedAttention)
     if shape.qk_norm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if shape.experts:
+        layer.submodules.mlp.submodules.router = Router
     layers = [layer] * get_num_layers_to_build(transformer)
     norm: Any = RMSNorm
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
@@ -187,6 +195,9 @@ def _transformer_config(
         variable_seq_lengths=True,
         # Read by no dense model, but variable lengths are refused with the default dispatcher.
         moe_token_dispatcher_type="alltoall",
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+        **_expert_fields(shape),
         calculate_per_token_loss=True,
         use_cpu_initialization=True,
         perform_initialization=False,
@@ -200,6 +211,22 @@ def _transformer_config(
         deallocate_pipeline_outputs=False,
         **recompute,
     )
+
+
+def _expert_fields(shape: Shape) -> dict[str, Any]:
+    """What Megatron is told about a mixture of experts; no loss but the method's, no capacity."""
+    experts = shape.experts
+    if experts is None:
+        return {}
+    return {
+        "num_moe_experts": experts.count,
+        "moe_router_topk": experts.per_token,
+        "moe_ffn_hidden_size": experts.width,
+        # Softmax over the chosen experts alone is the renormalised softmax over all.
+        "moe_router_pre_softmax": not experts.renormalised,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+    }
 
 
 def _inverse_frequencies(config: HFConfig, model: ModelConfig) -> Tensor:

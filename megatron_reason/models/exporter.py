@@ -1,223 +1,228 @@
-"""The parameters of a parallel model -> a Hugging Face folder, one tensor at a time.
+"""The parameters of a parallel model -> a Hugging Face folder, streamed in blocks of rows.
 
-Shards meet on rank 0 tensor by tensor; no other rank ever holds a whole model. Vocabulary padding
-is cut off, tied heads are written once, and every file that is not a weight comes back byte for
-byte, except for configuration keys the caller overrides. Not here: layouts (`architecture.py`).
+Rank 0 writes the files front to back; whoever holds rows of the next block sends it just those, so
+that no rank ever holds more than its shard and a block. Vocabulary padding is in no block, tied
+heads are written once, and the index lists what was written. Not here: which rank holds what
+(`layout.py`), and the files beside the weights (`companions.py`).
 """
 
-import json
-import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from megatron_reason import platform
 from megatron_reason.errors import ConversionError
 from megatron_reason.files import atomic_folder, read_json, write_json
-from megatron_reason.models.architecture import HFConfig, Rule, match, read_architecture
-from megatron_reason.models.importer import (
+from megatron_reason.models.architecture import read_architecture, why_ignored
+from megatron_reason.models.checkpoint_files import (
     INDEX,
-    file_of_tensors,
-    global_parameters,
-    hf_names,
-    shard_dim,
+    SINGLE,
+    Checkpoint,
+    Stored,
+    open_checkpoint,
+    write_safetensors,
 )
+from megatron_reason.models.companions import Changes, copy_companions
+from megatron_reason.models.importer import global_parameters, sharding_of
+from megatron_reason.models.layout import Piece, Sharding, lay_out
 from megatron_reason.schema.topology import Topology
 
-_WEIGHTS = (
-    "*.safetensors",
-    INDEX,
-    "pytorch_model*",
-    "*.pt",
-    "*.pth",
-    "*.gguf",
-    "*.h5",
-    "*.msgpack",
-)
-"""Files that hold the source's weights; copying them would put old weights beside new ones."""
+_BLOCK_BYTES = 1 << 22
+_AS_IT_IS = Changes()
 
 
 def export_hf(
     model: nn.Module, source_folder: Path, target_folder: Path, topology: Topology,
-    overrides: Mapping[str, object],
+    changes: Changes = _AS_IT_IS, *, max_shard_size: int | None = None,
 ) -> None:  # fmt: skip
     """Write the model as a folder that transformers and vLLM load without any flag.
 
-    All ranks call it. Tensors keep the data types and the distribution over files of the source.
+    All ranks call it. Tensors keep the data types of the source.
 
     Args:
         model: this rank's stage, on the layout of `topology`.
         source_folder: the checkpoint it was imported from.
         target_folder: replaced atomically.
         topology: this rank's place.
-        overrides: keys of config.json to change (`rope_theta`, `max_position_embeddings`).
+        changes: what the folder says otherwise than the source.
+        max_shard_size: largest file in bytes; None keeps the source's distribution over files.
 
     Raises:
-        ConversionError: tensors that do not add up to the source's, or an unknown override.
+        ConversionError: tensors that do not add up to the source's.
     """
-    config, architecture = read_architecture(source_folder)
-    tensors = _whole_tensors(model, architecture.rules(config), config, topology)
+    local = dict(global_parameters(model))
+    with open_checkpoint(source_folder) as source:
+        origins = _origins(local, source, topology)
+        files = _files(source, origins, max_shard_size)
+        metadata = dict(next(iter(source.metadata.values())))
+
+    def blocks(tensors: Mapping[str, Stored]) -> Iterator[Tensor]:
+        for name, stored in tensors.items():
+            yield from _blocks(stored, origins[name], local, topology)
+
     if topology.rank != 0:
-        for _ in tensors:
-            pass
+        for tensors in files.values():
+            for _ in blocks(tensors):
+                pass
     else:
         with atomic_folder(target_folder) as folder:
-            _copy_other_files(source_folder, folder, overrides)
-            _write_tensors(tensors, source_folder, folder)
+            copy_companions(source_folder, folder, changes)
+            for file, tensors in files.items():
+                write_safetensors(folder / file, tensors, metadata, blocks(tensors))
+            _write_index(folder, files, source_folder)
     if topology.world_size > 1:
         dist.barrier()
 
 
 @dataclass(frozen=True)
-class _Owned:
-    """A parameter as its pipeline stage describes it to the other ranks."""
+class _Held:
+    """A shard as its holder describes it to the other ranks."""
 
     name: str
-    shape: tuple[int, ...]
-    dim: int | None
-    dtype: torch.dtype
-    stage: int
+    sharding: Sharding
+    rank: int
 
 
-def _whole_tensors(
-    model: nn.Module, rules: list[Rule], config: HFConfig, topology: Topology
-) -> Iterator[tuple[str, Tensor]]:
-    """(HF name, tensor) of the whole model on rank 0; nothing on others, which must iterate too."""
-    local = dict(global_parameters(model))
-    seen: set[str] = set()
-    for owned in _owners(local, topology):
-        rule, layer = match(rules, owned.name)
-        names = hf_names(rule, layer)
-        if names[0] in seen:
-            continue
-        seen.update(names)
-        whole = _meet_on_rank_0(local.get(owned.name), owned, rule, topology)
-        if whole is None:
-            continue
-        if rule.is_vocab:
-            whole = whole[: config.vocab_size]
-        yield from zip(names, rule.to_hf(whole, config), strict=True)
+@dataclass(frozen=True)
+class _Origin:
+    """Where the rows of a Hugging Face tensor are."""
+
+    parameter: str
+    """Megatron's name of the parameter they are in."""
+    pieces: Sequence[tuple[int, Piece]]
+    """Global rank and piece."""
 
 
-def _owners(local: Mapping[str, nn.Parameter], topology: Topology) -> list[_Owned]:
-    """Every parameter of the model once, in the order of the pipeline, on every rank."""
+def _origins(
+    local: Mapping[str, nn.Parameter], source: Checkpoint, topology: Topology
+) -> dict[str, _Origin]:
+    """Where every tensor of the checkpoint is; the same on every rank."""
+    config, architecture = read_architecture(source.folder)
+    rules, shape = architecture.rules(config), architecture.shape(config)
+    origins: dict[str, _Origin] = {}
+    for name, shards in _shards(local, topology).items():
+        layouts = [(held.rank, lay_out(name, held.sharding, rules, config, source.shape))
+                   for held in shards]  # fmt: skip
+        for number, hf in enumerate(layouts[0][1].names):
+            pieces = [(rank, piece) for rank, layout in layouts for piece in layout.pieces()
+                      if piece.source == number]  # fmt: skip
+            origins.setdefault(hf, _Origin(name, pieces))
+    if lost := [n for n in source.tensors if n not in origins and not why_ignored(n, shape)]:
+        raise ConversionError(
+            str(source.folder), f"no parameter gives {', '.join(lost[:5])}.", "Report this family."
+        )
+    return origins
+
+
+def _shards(local: Mapping[str, nn.Parameter], topology: Topology) -> dict[str, list[_Held]]:
+    """Each shard of each parameter once, from the first rank that holds it."""
     mine = [
-        _Owned(name, tuple(p.shape), shard_dim(p), p.dtype, topology.pp_rank)
-        for name, p in local.items()
+        _Held(name, sharding_of(name, parameter, topology), topology.rank)
+        for name, parameter in local.items()
     ]
-    if topology.world_size == 1:
-        return mine
-    parts: list[list[_Owned] | None] = [None] * topology.world_size
-    dist.all_gather_object(parts, mine)
-    unique = {owned.name: owned for part in reversed(parts) if part for owned in part}
-    return sorted(unique.values(), key=lambda owned: (owned.stage, owned.name))
+    everywhere: list[list[_Held] | None] = [mine]
+    if topology.world_size > 1:
+        everywhere = [None] * topology.world_size
+        dist.all_gather_object(everywhere, mine)
+    shards: dict[str, dict[int, _Held]] = {}
+    for held in (held for part in everywhere for held in part or ()):
+        number = 0 if held.sharding.dim is None else held.sharding.rank
+        shards.setdefault(held.name, {}).setdefault(number, held)
+    return {name: list(by_number.values()) for name, by_number in shards.items()}
 
 
-def _meet_on_rank_0(
-    parameter: nn.Parameter | None, owned: _Owned, rule: Rule, topology: Topology
-) -> Tensor | None:
-    """The whole tensor on rank 0, gathered over TP inside its stage and sent down the pipeline."""
-    whole: Tensor | None = None
-    is_owner = topology.pp_rank == owned.stage and topology.dp_rank == 0
-    if is_owner:
-        assert parameter is not None, f"stage {owned.stage} lost its parameter {owned.name}"
-        whole = _gathered(parameter.data, owned, rule, topology)
-    sender = _rank_of_stage(owned.stage, topology)
-    if sender == 0:
-        return whole if topology.rank == 0 else None
-    if topology.rank == sender:
-        assert whole is not None, "the sender is an owner"
-        dist.send(whole.contiguous(), dst=0)
-    if topology.rank != 0:
+def _files(
+    source: Checkpoint, origins: Mapping[str, _Origin], max_shard_size: int | None
+) -> dict[str, dict[str, Stored]]:
+    """Tensors of each file to be written, wider data types first, else in the source's order."""
+    files = {
+        file: {name: stored for name, stored in tensors.items() if name in origins}
+        for file, tensors in source.files.items()
+    }
+    if max_shard_size is not None:
+        kept = [tensor for tensors in files.values() for tensor in tensors.items()]
+        parts = _split(kept, max_shard_size)
+        names = [f"model-{n + 1:05}-of-{len(parts):05}.safetensors" for n in range(len(parts))]
+        files = dict(zip(names if len(parts) > 1 else [SINGLE], map(dict, parts), strict=True))
+    return {
+        file: dict(sorted(tensors.items(), key=lambda tensor: -tensor[1].dtype.itemsize))
+        for file, tensors in files.items()
+        if tensors
+    }
+
+
+def _split(tensors: Sequence[tuple[str, Stored]], limit: int) -> list[list[tuple[str, Stored]]]:
+    """Consecutive tensors of at most `limit` bytes together, or one that is larger alone."""
+    parts: list[list[tuple[str, Stored]]] = []
+    room = 0
+    for name, stored in tensors:
+        if not parts or stored.nbytes > room:
+            parts.append([])
+            room = limit
+        parts[-1].append((name, stored))
+        room -= stored.nbytes
+    return parts
+
+
+def _blocks(
+    stored: Stored, origin: _Origin, local: Mapping[str, nn.Parameter], topology: Topology
+) -> Iterator[Tensor]:
+    """Elements of a tensor, a block of rows at a time, on rank 0; other ranks send, yield nothing.
+
+    Every rank must iterate to the end.
+    """
+    rows, *columns = stored.shape
+    step = max(1, _BLOCK_BYTES * rows // stored.nbytes)
+    for begin in range(0, rows, step):
+        end = min(begin + step, rows)
+        parts = [(rank, _within(piece, begin, end)) for rank, piece in origin.pieces]
+        whole: Tensor | None = None
+        for rank, piece in [(rank, piece) for rank, piece in parts if piece is not None]:
+            values = None
+            if topology.rank == rank:
+                values = local[origin.parameter].data[piece.local].to(stored.dtype).contiguous()
+            if topology.rank != 0:
+                if values is not None:
+                    dist.send(values, dst=0)
+                continue
+            extent = _extent(piece, columns)
+            if values is None:
+                values = torch.empty(extent, dtype=stored.dtype, device=platform.device())
+                dist.recv(values, src=rank)
+            if extent == [end - begin, *columns]:
+                whole = values.cpu()
+                continue
+            if whole is None:
+                whole = torch.empty(end - begin, *columns, dtype=stored.dtype)
+            rectangle = (slice(piece.rows.start - begin, piece.rows.stop - begin), piece.columns)
+            whole[rectangle[: whole.dim()]] = values.cpu()
+        if whole is not None:
+            yield whole
+
+
+def _within(piece: Piece, begin: int, end: int) -> Piece | None:
+    """What of a piece lies in rows `begin` to `end` of its tensor."""
+    low, high = max(piece.rows.start, begin), min(piece.rows.stop, end)
+    if low >= high:
         return None
-    shape = list(owned.shape)
-    if owned.dim is not None:
-        shape[owned.dim] *= topology.tp_size
-    received = torch.empty(shape, dtype=owned.dtype, device=platform.device())
-    dist.recv(received, src=sender)
-    return received.cpu()
+    first = piece.local.start + low - piece.rows.start
+    return Piece(piece.source, slice(low, high), piece.columns, slice(first, first + high - low))
 
 
-def _gathered(local: Tensor, owned: _Owned, rule: Rule, topology: Topology) -> Tensor:
-    if owned.dim is None or topology.tp_group is None:
-        return local.cpu() if topology.rank == 0 else local
-    shards = [torch.empty_like(local) for _ in range(topology.tp_size)]
-    dist.all_gather(shards, local.contiguous(), group=topology.tp_group)
-    blocks = zip(*(shard.chunk(rule.num_blocks, owned.dim) for shard in shards), strict=True)
-    whole = torch.cat([piece for block in blocks for piece in block], owned.dim)
-    return whole.cpu() if topology.rank == 0 else whole
+def _extent(piece: Piece, columns: Sequence[int]) -> list[int]:
+    rows = piece.rows.stop - piece.rows.start
+    return [rows, *(len(range(*piece.columns.indices(count))) for count in columns)]
 
 
-def _rank_of_stage(stage: int, topology: Topology) -> int:
-    """Global rank with TP rank 0 and DP rank 0 of a pipeline stage."""
-    return 0 if topology.pp_group is None else stage * topology.tp_size * topology.dp_size
-
-
-def _write_tensors(tensors: Iterator[tuple[str, Tensor]], source: Path, folder: Path) -> None:
-    """Write each file as soon as all its tensors are there."""
-    files = file_of_tensors(source)
-    missing = Counter(files.values())
-    described = {file: _described(source / file) for file in missing}
-    pending: dict[str, dict[str, Tensor]] = {file: {} for file in missing}
-    written: dict[str, str] = {}
-    num_bytes = 0
-    for name, tensor in tensors:
-        if name not in files:
-            raise ConversionError(name, "the source has no such tensor.", "Report this family.")
-        file = files[name]
-        dtypes, metadata = described[file]
-        pending[file][name] = tensor.to(dtypes[name]).clone(memory_format=torch.contiguous_format)
-        num_bytes += pending[file][name].nbytes
-        written[name] = file
-        missing[file] -= 1
-        if not missing[file]:
-            save_file(pending.pop(file), folder / file, metadata=metadata)
-    if lost := sorted(files.keys() - written.keys()):
-        raise ConversionError(
-            str(source), f"no parameter gives {', '.join(lost[:5])}.", "Report this family."
-        )
-    if (source / INDEX).is_file():
-        index = {"metadata": {"total_size": num_bytes}, "weight_map": dict(sorted(written.items()))}
-        write_json(folder / INDEX, index)
-
-
-def _described(file: Path) -> tuple[dict[str, torch.dtype], dict[str, str]]:
-    """Data types of the tensors in a file of the source, and the file's metadata."""
-    with safe_open(file, framework="pt") as handle:
-        dtypes = {name: handle.get_slice(name)[:1].dtype for name in list(handle.keys())}
-        return dtypes, handle.metadata() or {"format": "pt"}
-
-
-def _copy_other_files(source: Path, folder: Path, overrides: Mapping[str, object]) -> None:
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not any(path.match(pattern) for pattern in _WEIGHTS):
-            shutil.copyfile(path, folder / path.name)
-    if overrides:
-        config: dict[str, Any] = read_json(source / "config.json")
-        for key, value in overrides.items():
-            _override(config, key, value)
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
-
-
-def _override(config: dict[str, Any], key: str, value: object) -> None:
-    """Set `key` wherever the checkpoint keeps it: at the top, among the rotary parameters, both."""
-    rope: dict[str, Any] | None = config.get("rope_parameters")
-    if key == "rope_theta" and rope is not None:
-        rope[key] = value
-        if key in config:
-            config[key] = value
-    elif key == "rope_theta" or key in config:
-        config[key] = value
-    else:
-        raise ConversionError(
-            "config.json", f"there is no key '{key}' to override.", "Check the key's spelling."
-        )
+def _write_index(folder: Path, files: Mapping[str, Mapping[str, Stored]], source: Path) -> None:
+    if len(files) == 1 and SINGLE in files:
+        return
+    old = read_json(source / INDEX).get("metadata", {}) if (source / INDEX).is_file() else {}
+    size = sum(stored.nbytes for tensors in files.values() for stored in tensors.values())
+    where = {name: file for file, tensors in files.items() for name in tensors}
+    index = {"metadata": {**old, "total_size": size}, "weight_map": dict(sorted(where.items()))}
+    write_json(folder / INDEX, index)

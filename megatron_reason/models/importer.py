@@ -1,26 +1,37 @@
-"""Hugging Face safetensors -> the parameters of a parallel model, one tensor at a time.
+"""Hugging Face safetensors -> the parameters of a parallel model, each rank its own slices.
 
-Every parameter of the stage is filled exactly once, and every tensor of the checkpoint is used by
-some rank, or the import fails. Not here: how a tensor's layout changes (`architecture.py`).
+Nothing is read but what this rank holds, and it goes straight from the mapped file into the
+parameter. Every parameter of the stage is filled exactly once, and every tensor of the checkpoint
+is used by some rank or ignored for a reason, or the import fails. Not here: which slices those are
+(`layout.py`).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from megatron_reason.errors import ConversionError
-from megatron_reason.files import read_json
-from megatron_reason.models.architecture import Rule, match, read_architecture
+from megatron_reason.logs import get_logger
+from megatron_reason.models.architecture import (
+    EMBEDDING,
+    HEAD,
+    Shape,
+    read_architecture,
+    why_ignored,
+)
+from megatron_reason.models.checkpoint_files import Checkpoint, open_checkpoint
+from megatron_reason.models.layout import Layout, Sharding, lay_out
 from megatron_reason.schema.topology import Topology
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+_LOG = get_logger(__name__)
+_BLOCK_BYTES = 1 << 24
+_READERS = 2
+"""Threads that fill parameters: while one waits for the disk, the other touches new memory."""
 
 
 def import_hf(model: nn.Module, hf_folder: Path, topology: Topology) -> None:
@@ -37,134 +48,101 @@ def import_hf(model: nn.Module, hf_folder: Path, topology: Topology) -> None:
     config, architecture = read_architecture(hf_folder)
     rules = architecture.rules(config)
     used: set[str] = set()
-    with open_tensors(hf_folder) as source, torch.no_grad():
+    with open_checkpoint(hf_folder) as source, ThreadPoolExecutor(_READERS) as pool:
+        filled: list[Future[None]] = []
         for name, parameter in global_parameters(model):
-            rule, layer = match(rules, name)
-            names = hf_names(rule, layer)
-            whole = rule.to_megatron([source.tensor(n) for n in names], config)
-            parameter.copy_(_shard(whole, parameter, rule, topology, name))
-            used.update(names)
-        _check_all_used(source.names, used, topology, hf_folder)
-
-
-class TensorSource:
-    """Tensors of a checkpoint by name, read when asked for."""
-
-    def __init__(self, folder: Path, handles: dict[str, Any]) -> None:
-        self._folder = folder
-        self._handles = handles
-
-    @property
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        return set(self._handles)
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor called `name`.
-
-        Raises:
-            ConversionError: the checkpoint has no such tensor.
-        """
-        if name not in self._handles:
-            raise ConversionError(
-                str(self._folder),
-                f"the checkpoint has no tensor '{name}'.",
-                "Is it complete, and is its class the one config.json names?",
-            )
-        return self._handles[name].get_tensor(name)
-
-
-@contextmanager
-def open_tensors(folder: Path) -> Iterator[TensorSource]:
-    """Open the safetensors of a checkpoint, one file or an index.
-
-    Raises:
-        ConversionError: neither is there, or the index names a missing file.
-    """
-    with ExitStack() as stack:
-        handles: dict[str, Any] = {}
-        for file in sorted(set(file_of_tensors(folder).values())):
-            handle = stack.enter_context(safe_open(folder / file, framework="pt"))
-            handles.update(dict.fromkeys(handle.keys(), handle))
-        yield TensorSource(folder, handles)
-
-
-def file_of_tensors(folder: Path) -> dict[str, str]:
-    """File name of each tensor of a checkpoint.
-
-    Raises:
-        ConversionError: no safetensors, or the index names a missing file.
-    """
-    if (folder / INDEX).is_file():
-        weight_map: dict[str, str] = read_json(folder / INDEX)["weight_map"]
-        if missing := sorted({f for f in weight_map.values() if not (folder / f).is_file()}):
-            raise ConversionError(
-                str(folder), f"the index names {', '.join(missing)}.", "Fetch the missing files."
-            )
-        return weight_map
-    if not (folder / SINGLE).is_file():
-        raise ConversionError(
-            str(folder),
-            f"there is neither {SINGLE} nor {INDEX}.",
-            "Save the model as safetensors: model.save_pretrained(folder).",
-        )
-    with safe_open(folder / SINGLE, framework="pt") as handle:
-        return dict.fromkeys(handle.keys(), SINGLE)
+            sharding = sharding_of(name, parameter, topology)
+            layout = lay_out(name, sharding, rules, config, source.shape)
+            filled.append(pool.submit(_fill, parameter.data, layout, source))
+            used.update(layout.names)
+        for done in filled:
+            done.result()
+        _check_all_used(source, used, architecture.shape(config), topology)
 
 
 def global_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters of a stage by name, with layers numbered over the whole model."""
+    """Parameters of a stage by name, with layers and experts numbered over the whole model."""
     layers: Any = model.get_submodule("decoder.layers")
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         if name.startswith("decoder.layers."):
-            parts[2] = str(layers[int(parts[2])].layer_number - 1)
+            layer = layers[int(parts[2])]
+            parts[2] = str(layer.layer_number - 1)
+            if "local_experts" in parts:
+                place = parts.index("local_experts") + 1
+                parts[place] = str(layer.mlp.local_expert_indices[int(parts[place])])
         yield ".".join(parts), parameter
 
 
-def hf_names(rule: Rule, layer: str | None) -> list[str]:
-    """Hugging Face's names of a rule's tensors in a layer."""
-    return [name if layer is None else name.replace("{i}", layer) for name in rule.hf]
+def sharding_of(name: str, parameter: nn.Parameter, topology: Topology) -> Sharding:
+    """How Megatron shards a parameter, from the marks it carries, and which shard this rank's is.
 
-
-def shard_dim(parameter: nn.Parameter) -> int | None:
-    """Dimension along which Megatron shards a parameter, None if every rank holds all of it."""
-    if not getattr(parameter, "tensor_model_parallel", False):
-        return None
+    Args:
+        name: the parameter's name, which tells an expert's.
+        parameter: this rank's shard.
+        topology: this rank's place.
+    """
     marked: Any = parameter
-    return marked.partition_dim
+    is_parallel = getattr(parameter, "tensor_model_parallel", False)
+    rank, size = topology.tp_rank, topology.tp_size
+    if "local_experts" in name.split("."):
+        rank, size = topology.expert_tp_rank, topology.expert_tp_size
+    return Sharding(
+        tuple(parameter.shape), marked.partition_dim if is_parallel else None, rank, size
+    )
 
 
-def _shard(
-    whole: Tensor, parameter: nn.Parameter, rule: Rule, topology: Topology, name: str
-) -> Tensor:
-    dim = shard_dim(parameter)
-    local = whole
-    if dim is not None:
-        if rule.is_vocab:
-            padding = parameter.shape[0] * topology.tp_size - whole.shape[0]
-            local = torch.nn.functional.pad(whole, (0, 0, 0, padding))
-        blocks = local.chunk(rule.num_blocks, dim)
-        local = torch.cat([b.chunk(topology.tp_size, dim)[topology.tp_rank] for b in blocks], dim)
-    if local.shape != parameter.shape:
-        raise ConversionError(
-            name,
-            f"the checkpoint's tensor has shape {tuple(whole.shape)}; this rank's share of it is "
-            f"{tuple(local.shape)}, the model expects {tuple(parameter.shape)}.",
-            "Is config.json the one that belongs to these weights?",
-        )
-    return local
+def _fill(parameter: Tensor, layout: Layout, source: Checkpoint) -> None:
+    filled = 0
+    for piece in layout.pieces():
+        part = source.part(layout.names[piece.source], piece.rows, piece.columns)
+        parameter[piece.local].copy_(part)
+        filled += piece.local.stop - piece.local.start
+    if layout.is_vocab:
+        parameter[filled:].zero_()
 
 
-def _check_all_used(names: set[str], used: set[str], topology: Topology, folder: Path) -> None:
+def _check_all_used(source: Checkpoint, used: set[str], shape: Shape, topology: Topology) -> None:
     everywhere: Sequence[set[str] | None] = [used]
     if topology.world_size > 1:
         everywhere = [None] * topology.world_size
         dist.all_gather_object(everywhere, used)
-    unused = sorted(names - {name for part in everywhere for name in (part or ())})
-    if unused:
+    unused = set(source.tensors) - {name for part in everywhere for name in (part or ())}
+    reasons = {name: why_ignored(name, shape) for name in sorted(unused)}
+    if lost := [name for name, reason in reasons.items() if reason is None]:
         raise ConversionError(
-            str(folder),
-            f"{len(unused)} tensors have no place in the model: {', '.join(unused[:5])}.",
+            str(source.folder),
+            f"{len(lost)} tensors have no place in the model: {', '.join(lost[:5])}.",
             "Add a rule for them to the family's table in megatron_reason/models/families/.",
         )
+    if HEAD in reasons:
+        _check_tied(source)
+    if topology.rank == 0:
+        for reason in sorted({reason for reason in reasons.values() if reason}):
+            names = [name for name, why in reasons.items() if why == reason]
+            _LOG.info("%s ignored, as %s", _shortened(names), reason)
+
+
+def _check_tied(source: Checkpoint) -> None:
+    """Refuse an LM head that is not the embedding config.json ties it to.
+
+    Raises:
+        ConversionError: they differ; transformers would then leave them untied.
+    """
+    rows, width = source.shape(HEAD)
+    step = max(1, _BLOCK_BYTES // (4 * width))
+    for begin in range(0, rows, step):
+        part: list[Tensor] = [
+            source.part(name, slice(begin, begin + step), slice(None)) for name in (HEAD, EMBEDDING)
+        ]
+        if not torch.equal(*part):
+            raise ConversionError(
+                str(source.folder),
+                f"config.json ties {HEAD} to {EMBEDDING}, but the checkpoint stores two different "
+                "tensors.",
+                "Set tie_word_embeddings: false in its config.json if the head is one of its own.",
+            )
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -4,13 +4,17 @@ As a module (`-m megatron_reason.pipeline.conversion JOB`) this is the worker th
 in the asked layout. Not here: the conversion (`models`).
 """
 
+import hashlib
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from pydantic import Field
 
 from megatron_reason import platform
 from megatron_reason.config.base import Strict
@@ -18,16 +22,18 @@ from megatron_reason.config.load import load_config
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.errors import ConversionError
-from megatron_reason.files import atomic_folder, hash_file, hash_text, read_json, write_text
+from megatron_reason.files import atomic_folder, hash_file, read_json, write_json, write_text
 from megatron_reason.launch.base import Job
 from megatron_reason.launch.local import LocalLauncher
 from megatron_reason.logs import setup_logging
-from megatron_reason.models.architecture import read_architecture
+from megatron_reason.models.architecture import read_architecture, why_ignored
+from megatron_reason.models.checkpoint_files import open_checkpoint
+from megatron_reason.models.companions import REPORT, Changes, companions
 from megatron_reason.models.divisibility import check_topology
 from megatron_reason.models.sources import resolve_model
-from megatron_reason.pipeline.parity import largest_gap
+from megatron_reason.pipeline.parity import Agreement, agreement
 
-_WEIGHTS = "*.safetensors"
+_LIBRARIES = ("megatron-core", "safetensors", "torch", "transformers")
 _LARGEST_GAP = 1e-3
 _REPORT_IT = "Report the model's config.json; do not train this model."
 
@@ -41,6 +47,10 @@ class ConversionSettings(Strict):
     """Layout in which the model is held in between."""
     threads_per_process: int = 1
     """CPU threads of each worker process."""
+    max_shard_size: int | None = Field(default=None, ge=1)
+    """Largest file of weights in bytes; None keeps the source's distribution over files."""
+    chat_template: Path | None = None
+    """File with the Jinja template that is written; None keeps the model's."""
 
 
 class ConversionJob(Strict):
@@ -64,9 +74,18 @@ class Comparison:
     """Other files that are the same byte for byte."""
     differences: tuple[str, ...]
     """Tensors and files that differ, or are in one folder only."""
-    largest_logprob_gap: float | None = None
-    """Largest difference of a token's log-probability between Megatron and transformers, both in
-    float32, in nats; None where it was not measured."""
+    ignored: Mapping[str, str]
+    """Tensors that the model has no place for, with the reason; they are not compared."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification found."""
+
+    round_trip: Comparison
+    """The model before and after a round trip through Megatron."""
+    agreement: Agreement
+    """Megatron's answers beside those of transformers."""
 
 
 def bring_in(source: str, target: Path) -> None:
@@ -120,29 +139,49 @@ def convert(source: Path, target: Path, overrides: Sequence[str]) -> None:
         )
 
 
-def verify(source: Path, overrides: Sequence[str]) -> Comparison:
+def verify(source: Path, overrides: Sequence[str], report: Path | None = None) -> Verification:
     """Compare `source` with itself after a round trip, and Megatron's answers with transformers'.
+
+    Args:
+        source: Hugging Face folder.
+        overrides: `--set` texts on `ConversionSettings`.
+        report: JSON file that is written before anything is refused; None for
+            `conversion_report.json` in `source`.
 
     Raises:
         ConversionError: a tensor or file came back changed, or the two compute different things.
         ReasonError: whatever `convert` raises.
     """
+    settings = _settings(source, overrides)
     with TemporaryDirectory() as folder:
         target = Path(folder) / source.resolve().name
         convert(source, target, overrides)
         comparison = compare(source, target)
-        settings = _settings(source, overrides)
-        gap = largest_gap(
+        digests = _tensor_digests(target)
+        found = agreement(
             source,
             settings.parallel,
             threads_per_process=settings.threads_per_process,
             log_file=Path(folder) / "parity.log",
         )
-    if comparison.differences:
-        shown = ", ".join(comparison.differences[:5])
+    verification = Verification(comparison, found)
+    content = {
+        **asdict(verification),
+        "parallel": settings.parallel.model_dump(),
+        "tensor_sha256": digests,
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+    write_json(report or source / REPORT, content)
+    _refuse_differences(source, verification)
+    return verification
+
+
+def _refuse_differences(source: Path, found: Verification) -> None:
+    differences, gap = found.round_trip.differences, found.agreement.largest_logprob_gap
+    if differences:
         raise ConversionError(
             str(source),
-            f"{len(comparison.differences)} tensors or files came back changed: {shown}.",
+            f"{len(differences)} tensors or files came back changed: {', '.join(differences[:5])}.",
             _REPORT_IT,
         )
     if not gap < _LARGEST_GAP:
@@ -152,59 +191,59 @@ def verify(source: Path, overrides: Sequence[str]) -> Comparison:
             f"rounding in float32 stays below {_LARGEST_GAP:g}.",
             _REPORT_IT,
         )
-    return replace(comparison, largest_logprob_gap=gap)
 
 
 def compare(left: Path, right: Path) -> Comparison:
-    """Compare two Hugging Face folders tensor by tensor and file by file."""
+    """Compare a Hugging Face folder with another made from it, tensor by tensor, file by file."""
+    config, architecture = read_architecture(left)
+    shape = architecture.shape(config)
     ours, theirs = _tensor_digests(left), _tensor_digests(right)
+    reasons = {name: why_ignored(name, shape) for name in ours}
+    ignored = {name: reason for name, reason in reasons.items() if reason}
     files, other_files = _file_digests(left), _file_digests(right)
-    both = {**ours, **files}, {**theirs, **other_files}
-    names = sorted(both[0].keys() | both[1].keys())
+    before = {**{n: d for n, d in ours.items() if n not in ignored}, **files}
+    after = {**theirs, **other_files}
+    names = sorted(before.keys() | after.keys())
     return Comparison(
         num_tensors=sum(theirs.get(name) == digest for name, digest in ours.items()),
         num_files=sum(other_files.get(name) == digest for name, digest in files.items()),
-        differences=tuple(name for name in names if both[0].get(name) != both[1].get(name)),
+        differences=tuple(name for name in names if before.get(name) != after.get(name)),
+        ignored=ignored,
     )
 
 
 def _settings(source: Path, overrides: Sequence[str]) -> ConversionSettings:
     """What `overrides` say, with the data type of `source`; refuses layouts that do not fit."""
-    hf_config, _ = read_architecture(source)
+    hf_config, architecture = read_architecture(source)
     dtype = str(read_json(source / "config.json").get("dtype") or hf_config.dtype)
     presets = [f"model.path={source}", f"model.dtype={dtype.removeprefix('torch.')}"]
     settings = load_config(None, [*presets, *overrides], ConversionSettings)
-    check_topology(hf_config, settings.parallel)
+    check_topology(hf_config, architecture, settings.parallel)
     return settings
 
 
 def _tensor_digests(folder: Path) -> dict[str, str]:
+    """Data type, shape and SHA-256 of every tensor."""
     import torch
-    from safetensors import safe_open
 
     digests: dict[str, str] = {}
-    for path in sorted(folder.glob(_WEIGHTS)):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                tensor: Any = tensors.get_tensor(name)
-                data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
-                digests[name] = f"{tensor.dtype} {tuple(tensor.shape)} {hash_text(data.hex())}"
+    with open_checkpoint(folder) as checkpoint:
+        for name, stored in checkpoint.tensors.items():
+            whole = checkpoint.part(name, slice(None), slice(None))
+            data: Any = whole.contiguous().view(torch.uint8).numpy()
+            kind = f"{stored.dtype} {stored.shape}".removeprefix("torch.")
+            digests[name] = f"{kind} {hashlib.sha256(data).hexdigest()}"
     return digests
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
-    return {
-        path.name: hash_file(path)
-        for path in folder.iterdir()
-        if path.is_file() and not path.match(_WEIGHTS)
-    }
+    return {path.name: hash_file(path) for path in companions(folder)}
 
 
 def main() -> None:
     """Do the job named on the command line, on this rank."""
     job = ConversionJob.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model, parallel = job.settings.model, job.settings.parallel
-    overrides = {"rope_theta": model.rope_theta, "max_position_embeddings": model.context_length}
     with platform.cpu():
         from megatron_reason.engine.startup import load_model, parallel_world
         from megatron_reason.models.exporter import export_hf
@@ -212,8 +251,16 @@ def main() -> None:
         with parallel_world(parallel, seed=0) as topology:
             setup_logging(rank=topology.rank)
             stage = load_model(model, job.source, parallel, topology)
-            changed = {key: value for key, value in overrides.items() if value is not None}
-            export_hf(stage, job.source, job.target, topology, changed)
+            template = job.settings.chat_template
+            changes = Changes(
+                model.rope_theta,
+                model.context_length,
+                template.read_text(encoding="utf-8") if template else None,
+            )
+            export_hf(
+                stage, job.source, job.target, topology, changes,
+                max_shard_size=job.settings.max_shard_size,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

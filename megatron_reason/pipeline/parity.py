@@ -8,8 +8,10 @@ model. Both sides run in float32 on the same fixed token ids. Not here: comparin
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from megatron_reason import platform
 from megatron_reason.config.base import Strict
@@ -20,8 +22,12 @@ from megatron_reason.launch.base import Job
 from megatron_reason.launch.local import LocalLauncher
 from megatron_reason.logs import setup_logging
 from megatron_reason.models.architecture import read_architecture
+from megatron_reason.schema.topology import Topology
 
-_NUM_IDS = 33
+if TYPE_CHECKING:
+    from torch import nn
+
+_NUM_IDS = 129
 _SEED = 0
 
 
@@ -35,13 +41,25 @@ class ParityJob(Strict):
     ids: tuple[int, ...]
     """Token ids; all but the first are predicted."""
     result: Path
-    """JSON file that is written: a log-probability of each predicted token, in nats."""
+    """JSON file that is written: log-probability of each predicted token, and the likeliest one."""
 
 
-def largest_gap(
+@dataclass(frozen=True)
+class Agreement:
+    """How far Megatron's answers are from those of transformers, both in float32."""
+
+    num_tokens: int
+    """Predicted tokens that were compared."""
+    largest_logprob_gap: float
+    """Largest difference of a token's log-probability, in nats."""
+    top1_fraction: float
+    """Share of the predictions whose likeliest token is the same."""
+
+
+def agreement(
     source: Path, parallel: ParallelConfig, *, threads_per_process: int, log_file: Path
-) -> float:
-    """Largest difference of a token's log-probability between Megatron and transformers, in nats.
+) -> Agreement:
+    """Compare a Megatron model with transformers' on token ids drawn at random.
 
     Args:
         source: Hugging Face folder.
@@ -57,7 +75,7 @@ def largest_gap(
     generator = random.Random(_SEED)
     ids = tuple(generator.randrange(hf_config.vocab_size) for _ in range(_NUM_IDS))
     with TemporaryDirectory() as folder:
-        result = Path(folder) / "logprobs.json"
+        result = Path(folder) / "answers.json"
         job = ParityJob(source=source.resolve(), parallel=parallel, ids=ids, result=result)
         file = Path(folder) / "parity.json"
         write_text(file, job.model_dump_json())
@@ -71,12 +89,14 @@ def largest_gap(
                 log_file=log_file,
             )
         )
-        ours: list[float] = read_json(result)
-    theirs = _transformers_logprobs(source, ids)
-    return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+        logprobs, likeliest = read_json(result)
+    their_logprobs, their_likeliest = _transformers_answers(source, ids)
+    pairs = zip(logprobs, their_logprobs, strict=True)
+    same = [ours == theirs for ours, theirs in zip(likeliest, their_likeliest, strict=True)]
+    return Agreement(len(same), max(abs(a - b) for a, b in pairs), sum(same) / len(same))
 
 
-def _transformers_logprobs(source: Path, ids: Sequence[int]) -> list[float]:
+def _transformers_answers(source: Path, ids: Sequence[int]) -> tuple[list[float], list[int]]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -84,7 +104,37 @@ def _transformers_logprobs(source: Path, ids: Sequence[int]) -> list[float]:
     ids_T = torch.tensor(ids)
     with torch.no_grad():
         logits_TV = model(ids_T[None]).logits[0, :-1]
-    return logits_TV.log_softmax(-1).gather(-1, ids_T[1:, None]).squeeze(-1).tolist()
+    logprobs_T = logits_TV.log_softmax(-1).gather(-1, ids_T[1:, None]).squeeze(-1)
+    return logprobs_T.tolist(), logits_TV.argmax(-1).tolist()
+
+
+def _megatron_answers(
+    stage: "nn.Module", ids: Sequence[int], topology: Topology
+) -> tuple[list[float], list[int]] | None:
+    """The same as `_transformers_answers` on the last stage, None on others."""
+    import torch
+    import torch.distributed as dist
+
+    from megatron_reason.engine.forward import PLAIN, hidden_step, statistics_step
+    from megatron_reason.engine.packing import pack
+    from megatron_reason.engine.prepass import forward_only
+    from megatron_reason.models.build import head_weight, vocab_size
+    from megatron_reason.schema.batch import Role, TokenizedSample
+
+    sample = TokenizedSample("sample", Role.DEMO, tuple(ids), 1)
+    batch = pack([sample], multiple_of=topology.tp_size).to(platform.device())
+    step = statistics_step(topology, PLAIN, lambda stats, _: stats.logprob_T)
+    logprobs = forward_only(stage, [batch], step)
+    hidden = forward_only(stage, [batch], hidden_step())
+    if not topology.is_last_stage:
+        return None
+    mine = hidden[0] @ head_weight(stage).T
+    parts = [mine]
+    if topology.tp_group is not None:
+        parts = [torch.empty_like(mine) for _ in range(topology.tp_size)]
+        dist.all_gather(parts, mine, group=topology.tp_group)
+    logits_NV = torch.cat(parts, -1)[:, : vocab_size(stage)]
+    return logprobs[0][batch.supervised_N].tolist(), logits_NV.argmax(-1).tolist()
 
 
 def main() -> None:
@@ -92,22 +142,14 @@ def main() -> None:
     job = ParityJob.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model = ModelConfig(path=str(job.source), dtype="float32")
     with platform.cpu():
-        from megatron_reason.config.train import BatchConfig
-        from megatron_reason.engine.prepass import score_sequences
         from megatron_reason.engine.startup import load_model, parallel_world
-        from megatron_reason.schema.batch import Role, TokenizedSample
 
         with parallel_world(job.parallel, seed=_SEED) as topology:
             setup_logging(rank=topology.rank)
             stage = load_model(model, job.source, job.parallel, topology)
-            # Every prefix supervises its last token alone, so that each sum is of one token.
-            prefixes = [
-                TokenizedSample(str(end), Role.DEMO, job.ids[:end], end - 1)
-                for end in range(2, len(job.ids) + 1)
-            ]
-            scores = score_sequences(stage, prefixes, BatchConfig(), topology)
-            if topology.rank == 0:
-                write_json(job.result, [score.logprob_sum for score in scores])
+            answers = _megatron_answers(stage, job.ids, topology)
+            if topology.speaks:
+                write_json(job.result, answers)
 
 
 if __name__ == "__main__":

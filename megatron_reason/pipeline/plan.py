@@ -230,10 +230,10 @@ def check_layouts_of(config: RunConfig, model_folder: Path) -> None:
     Raises:
         TopologyError: heads, KV groups, the MLP or the layers cannot be split as asked.
     """
-    hf_config, _ = read_architecture(model_folder)
+    hf_config, architecture = read_architecture(model_folder)
     for settings in config.curate:
         stage = build_stage(settings)
         if stage.runs_on == "ranks":
-            check_topology(hf_config, stage.parallel())
+            check_topology(hf_config, architecture, stage.parallel())
     for variant in config.variants:
-        check_topology(hf_config, config.train_of(variant).parallel)
+        check_topology(hf_config, architecture, config.train_of(variant).parallel)

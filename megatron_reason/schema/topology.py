@@ -27,6 +27,10 @@ class Topology:
     pp_size: int = 1
     dp_rank: int = 0
     dp_size: int = 1
+    ep_rank: int = 0
+    ep_size: int = 1
+    expert_tp_rank: int = 0
+    expert_tp_size: int = 1
     tp_group: "ProcessGroup | None" = None
     pp_group: "ProcessGroup | None" = None
     dp_group: "ProcessGroup | None" = None
@@ -48,7 +52,8 @@ class Topology:
 
     def describe(self) -> str:
         """One line for the log: 'TP 2 x PP 2 x DP 1 = 4 processes'."""
+        experts = f" (EP {self.ep_size})" if self.ep_size > 1 else ""
         return (
-            f"TP {self.tp_size} x PP {self.pp_size} x DP {self.dp_size} = "
+            f"TP {self.tp_size} x PP {self.pp_size} x DP {self.dp_size}{experts} = "
             f"{self.world_size} processes"
         )

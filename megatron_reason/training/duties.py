@@ -13,6 +13,7 @@ from megatron_reason.errors import GenerationError
 from megatron_reason.files import atomic_path, write_json
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import Template, load_template
+from megatron_reason.models.companions import Changes
 from megatron_reason.models.exporter import export_hf
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import Frozen, build_method
@@ -43,12 +44,8 @@ def _train(job: TrainJob) -> None:
         trainable = make_trainable(stage, job.train.optim, topology, _reference(job, topology))
         if not train(job, trainable):
             return
-        overrides: dict[str, object] = {}
-        if job.model.rope_theta is not None:
-            overrides["rope_theta"] = job.model.rope_theta
-        if job.model.context_length is not None:
-            overrides["max_position_embeddings"] = job.model.context_length
-        export_hf(stage, job.model_folder, job.output / "huggingface", topology, overrides)
+        changes = Changes(job.model.rope_theta, job.model.context_length)
+        export_hf(stage, job.model_folder, job.output / "huggingface", topology, changes)
 
 
 def _reference(job: TrainJob, topology: Topology) -> nn.Module | None:

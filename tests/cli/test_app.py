@@ -39,7 +39,7 @@ VERBS = {
     "convert": ["--help"],
     "convert import": ["--help", "source", "target"],
     "convert export": ["--help", "--set", "source", "target"],
-    "convert verify": ["--help", "--json", "--set", "source"],
+    "convert verify": ["--help", "--json", "--report", "--set", "source"],
 }
 
 

@@ -12,7 +12,7 @@ from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.errors import ConversionError
 from megatron_reason.schema.batch import Role, TokenizedSample
 from tests.distributed import spawn
-from tests.models import tiny
+from tests.models import grid, tiny
 
 TEXT = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in "
@@ -21,53 +21,36 @@ TEXT = (
 )
 
 
-def samples() -> list[TokenizedSample]:
-    generator = torch.Generator().manual_seed(2)
-    lengths = (23, 7, 41)
-    return [
-        TokenizedSample(
-            str(n), Role.DEMO,
-            tuple(torch.randint(0, tiny.VOCAB, (n,), generator=generator).tolist()), 1,
-        )
-        for n in lengths
-    ]  # fmt: skip
-
-
-def families_agree(rank: int, world_size: int, layout: tuple[int, int], root: str) -> None:
+def packing_and_padding(rank: int, world_size: int, root: str) -> None:
     from megatron_reason.config.train import BatchConfig
     from megatron_reason.engine.prepass import score_sequences
     from megatron_reason.engine.startup import load_model
     from megatron_reason.engine.topology import init_topology
     from megatron_reason.models.build import head_weight, vocab_size
 
-    parallel = ParallelConfig(
-        tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1],
-        sequence_parallel=layout[0] > 1,
-    )  # fmt: skip
+    parallel = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
     topology = init_topology(parallel)
     for folder in sorted(Path(root).iterdir()):
-        model = ModelConfig(path="x", dtype="float32")
-        stage = load_model(model, folder, parallel, topology)
+        stage = load_model(ModelConfig(path="x", dtype="float32"), folder, parallel, topology)
         assert vocab_size(stage) == tiny.VOCAB
-        if topology.is_last_stage:
-            rows = head_weight(stage)
-            assert rows.shape[0] * layout[0] == tiny.VOCAB + tiny.VOCAB % layout[0]
-            if layout[0] > 1 and topology.tp_rank == layout[0] - 1:
-                assert not rows[-1].any(), "padding is zero"
+        rows = head_weight(stage)
+        assert rows.shape[0] * 2 == tiny.VOCAB + 1
+        if topology.tp_rank == 1:
+            assert not rows[-1].any(), "padding is zero"
         for most in (None, 1):
             batch = BatchConfig(max_tokens_per_microbatch=80, max_sequences_per_microbatch=most)
-            scores = score_sequences(stage, samples(), batch, topology)
-            for sample, score in zip(samples(), scores, strict=True):
+            scores = score_sequences(stage, grid.samples(), batch, topology)
+            for sample, score in zip(grid.samples(), scores, strict=True):
                 expected = tiny.logprobs(folder, sample.ids).sum().item()
                 assert score.logprob_sum == pytest.approx(expected, abs=2e-4), folder.name
                 assert score.num_tokens == len(sample.ids) - 1
 
 
-@pytest.mark.parametrize("layout", [(1, 1), (2, 2)], ids=lambda x: "tp{}-pp{}".format(*x))
-def test_every_family_agrees_with_transformers(layout: tuple[int, int], tmp_path: Path) -> None:
-    for family in tiny.FAMILIES:
+def test_packing_changes_nothing_and_padding_is_zero(tmp_path: Path) -> None:
+    """Agreement with transformers on every layout is `test_exporter.py`."""
+    for family in ("Qwen2ForCausalLM-tied", "Qwen3MoeForCausalLM-untied"):
         tiny.make(family, tmp_path / family)
-    spawn(families_agree, layout[0] * layout[1], layout, str(tmp_path))
+    spawn(packing_and_padding, 2, str(tmp_path))
 
 
 def smollm2_agrees(

@@ -37,6 +37,16 @@ def refuses_what_does_not_fit(rank: int, world_size: int, root: str) -> None:
         load(folder)
     save_file(weights, file, metadata=meta)
     load(folder)
+    tied = tiny.make("Qwen2ForCausalLM-tied", Path(root) / "tied")
+    weights = load_file(tied / "model.safetensors")
+    head = {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file({**weights, **head, **frequencies}, tied / "model.safetensors", metadata=meta)
+    load(tied)
+    head["lm_head.weight"][-1, -1] += 1
+    save_file({**weights, **head}, tied / "model.safetensors", metadata=meta)
+    with pytest.raises(ConversionError, match=r"stores two different.*\n.*tie_word_embeddings"):
+        load(tied)
 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "logit_scale": 2.0}))

@@ -15,6 +15,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
 }  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     f"{hf_class}-{'tied' if tied else 'untied'}": (hf_class, {"tie_word_embeddings": tied})
     for hf_class in ARCHITECTURES.names()
@@ -22,6 +23,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Whatever the registry finds, so that a new family is tested before its author writes a test."""
 FAMILIES["llama3-rope"] = ("LlamaForCausalLM", {"rope_parameters": LLAMA3})
+FAMILIES["linear-rope"] = ("LlamaForCausalLM", {"rope_parameters": LINEAR})
+FAMILIES["qwen3moe-unnormalised"] = ("Qwen3MoeForCausalLM", {"norm_topk_prob": False})
 FAMILIES["qwen3-wide-heads"] = ("Qwen3ForCausalLM", {"head_dim": 16, "tie_word_embeddings": True})
 
 

@@ -1,4 +1,6 @@
+import hashlib
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -16,16 +18,30 @@ def model(tmp_path):
 
 def test_a_round_trip_in_two_stages_is_proven_lossless(model):
     found = verify(model, ["parallel.pipeline_model_parallel_size=2"])
-    assert found.num_tensors == len(load_file(model / "model.safetensors"))
-    assert found.num_files >= 2
-    assert found.differences == ()
-    assert found.largest_logprob_gap is not None
-    assert 0 <= found.largest_logprob_gap < 1e-4
+    tensors = load_file(model / "model.safetensors")
+    assert found.round_trip.num_tensors == len(tensors)
+    assert found.round_trip.num_files >= 2
+    assert found.round_trip.differences == ()
+    assert 0 <= found.agreement.largest_logprob_gap < 1e-4
+    assert found.agreement.top1_fraction == 1
+    assert found.agreement.num_tokens == 128
+    report = json.loads((model / "conversion_report.json").read_text())
+    assert report["agreement"] == asdict(found.agreement)
+    assert report["parallel"]["pipeline_model_parallel_size"] == 2
+    name, tensor = next(iter(tensors.items()))
+    digest = hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest()
+    assert report["tensor_sha256"][name] == f"bfloat16 {tuple(tensor.shape)} {digest}"
+    assert report["tensor_sha256"].keys() == tensors.keys()
 
 
 def test_export_changes_only_what_was_asked(model, tmp_path):
-    convert(model, tmp_path / "long", ["model.context_length=4096"])
-    assert compare(model, tmp_path / "long").differences == ("config.json",)
+    template = tmp_path / "no_system.jinja"
+    template.write_text("{{ messages }}")
+    changes = ["model.context_length=4096", f"chat_template={template}", "max_shard_size=30000"]
+    convert(model, tmp_path / "long", changes)
+    assert compare(model, tmp_path / "long").differences == ("chat_template.jinja", "config.json")
+    assert (tmp_path / "long" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert len(list((tmp_path / "long").glob("model-*.safetensors"))) > 1
     before, after = (
         json.loads((folder / "config.json").read_text()) for folder in (model, tmp_path / "long")
     )
@@ -58,3 +74,17 @@ def test_compare_sees_one_bit_one_shape_and_one_file(model, tmp_path):
     found = compare(model, other)
     assert set(found.differences) == {flipped, reshaped, "notes.json"}
     assert found.num_tensors == len(tensors) - 2
+
+
+def test_compare_leaves_out_what_the_model_has_no_place_for(model, tmp_path):
+    other = tmp_path / "other"
+    bring_in(str(model), other)
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, model / "model.safetensors")
+    found = compare(model, other)
+    assert found.differences == ()
+    assert found.ignored == {
+        "lm_head.weight": "config.json ties the LM head to the input embedding"
+    }
+    assert compare(other, model).differences == ("lm_head.weight",)

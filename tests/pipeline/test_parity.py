@@ -5,7 +5,7 @@ import pytest
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.errors import ConversionError
 from megatron_reason.pipeline import conversion
-from megatron_reason.pipeline.parity import _transformers_logprobs, largest_gap
+from megatron_reason.pipeline.parity import _transformers_answers, agreement
 from tests.models.tiny import make
 
 
@@ -15,8 +15,9 @@ def test_megatron_computes_what_transformers_computes(layout, tmp_path):
     parallel = ParallelConfig(
         tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1]
     )
-    gap = largest_gap(model, parallel, threads_per_process=1, log_file=tmp_path / "log")
-    assert gap < 1e-5
+    found = agreement(model, parallel, threads_per_process=1, log_file=tmp_path / "log")
+    assert found.largest_logprob_gap < 1e-5
+    assert found.top1_fraction == 1
 
 
 def test_a_model_that_computes_something_else_is_refused(tmp_path, monkeypatch):
@@ -25,8 +26,12 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     file = other / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
     monkeypatch.setattr(
-        "megatron_reason.pipeline.parity._transformers_logprobs",
-        lambda _source, ids: _transformers_logprobs(other, ids),
+        "megatron_reason.pipeline.parity._transformers_answers",
+        lambda _source, ids: _transformers_answers(other, ids),
     )
     with pytest.raises(ConversionError, match="nats in a token's log-probability"):
-        conversion.verify(model, [])
+        conversion.verify(model, [], tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["agreement"]["top1_fraction"] < 1
+    assert report["round_trip"]["differences"] == []
+    assert not (model / "conversion_report.json").exists()

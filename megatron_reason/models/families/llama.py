@@ -1,4 +1,4 @@
-"""Llama 2 and 3, SmolLM2, and every checkpoint of their class."""
+"""Llama 2 and 3, SmolLM2, DeepSeek-R1-Distill-Llama, and every checkpoint of their class."""
 
 from megatron_reason.models.architecture import (
     ARCHITECTURES,

@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and Qwen2.5-Math: Llama with biases on query, key and value."""
+"""Qwen2, Qwen2.5, Qwen2.5-Math, DeepSeek-R1-Distill-Qwen: Llama with biases on q, k and v."""
 
 from megatron_reason.models.architecture import (
     ARCHITECTURES,
