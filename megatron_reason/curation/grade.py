@@ -63,7 +63,7 @@ class Grade(Stage[GradeConfig]):
         samples = read_table(context.inputs[config.table], Kind.SAMPLES)
         pairs = list(zip(samples["answer"].to_list(), samples["response"].to_list(), strict=True))
         with (
-            AnswerPool(config.workers, config.deadline_s, config.reward) as pool,
+            AnswerPool(config.workers, config.deadline_s, reward=config.reward) as pool,
             progress("grade", len(pairs), "answers") as bar,
         ):
             verdicts = pool.grade_many(pairs, on_done=bar.advance)
