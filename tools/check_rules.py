@@ -78,6 +78,7 @@ TESTED_BY: dict[str, str] = {
     "cli/options.py": "cli/test_run.py",  # the options that verbs share
     "config/*.py": "config/test_load.py",  # fields and bounds, seen through loading
     "curation/base.py": "curation/test_curation_line.py",  # the Stage protocol
+    "curation/datasets/*.py": "curation/datasets/test_base.py",  # one contract for all
     "engine/checkpoint.py": "training/test_offline.py",  # saved and resumed by real workers
     "engine/forward.py": "engine/test_invariance.py",
     "engine/startup.py": "engine/test_invariance.py",

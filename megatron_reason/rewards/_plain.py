@@ -1,7 +1,7 @@
 r"""Answers that can be compared without a computer algebra system: equal texts, numbers, choices.
 
 Only what is plain to see is decided; everything else is left open (None). Strings only, fast and
-bounded: this runs in the caller's process. Not here: where the answer stands (`_stated.py`).
+bounded: this runs in the caller's process. Not here: where the answer stands (`stated.py`).
 """
 
 import re

@@ -21,8 +21,8 @@ from math_verify.errors import TimeoutException
 from sympy import Basic, MatrixBase
 
 from megatron_reason.rewards import _plain
-from megatron_reason.rewards._stated import are_one_answer, boxes_of, conclusion, has_box
 from megatron_reason.rewards.base import reward, verdict
+from megatron_reason.rewards.stated import are_one_answer, boxes_of, conclusion, has_box
 from megatron_reason.schema.records import Status, Verdict
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)

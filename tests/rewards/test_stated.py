@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from megatron_reason.rewards._stated import (
+from megatron_reason.rewards.stated import (
     MAX_ANSWER,
     are_one_answer,
     boxes_of,
