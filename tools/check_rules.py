@@ -79,6 +79,7 @@ TESTED_BY: dict[str, str] = {
     "config/*.py": "config/test_load.py",  # fields and bounds, seen through loading
     "curation/base.py": "curation/test_curation_line.py",  # the Stage protocol
     "engine/checkpoint.py": "training/test_faults.py",  # saved and resumed by real workers
+    "curation/datasets/*.py": "curation/datasets/test_base.py",  # one contract for all
     "engine/forward.py": "engine/test_invariance.py",
     "engine/startup.py": "engine/test_invariance.py",
     "engine/topology.py": "engine/test_invariance.py",

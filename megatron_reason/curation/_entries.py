@@ -4,6 +4,7 @@ Not here: where entries come from (`_readers.py`, `_reasoning_gym.py`).
 """
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from megatron_reason.schema.records import Problem
 
@@ -39,3 +40,16 @@ class RowError(ValueError):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+
+def hash64(*texts: str) -> int:
+    """64 bits that stand for `texts`, to recognise repeated ones by in little memory.
+
+    Raises:
+        RowError: a text that is not Unicode, such as one with half of a surrogate pair.
+    """
+    try:
+        content = b"\x1f".join(text.encode() for text in texts)
+    except UnicodeEncodeError as error:
+        raise RowError("text is not Unicode", str(error)) from error
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")

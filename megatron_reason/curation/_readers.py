@@ -14,16 +14,22 @@ generators (`_reasoning_gym.py`) and what is done with bad rows (`ingest.py`).
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, cast
 
-import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import HfFileSystem
 
 from megatron_reason.curation._entries import Entry, GivenResponse, RowError
 from megatron_reason.errors import DataError
 from megatron_reason.schema.records import Message, Problem
+from megatron_reason.schema.tables import rows_per_batch
 
 Row = Mapping[str, Any]
+_HUB = "hf://"
+_ROWS_FOR_SHAPE = 1000
 _HELD_OUT_SPLITS = ("heldout", "test", "validation")
 
 
@@ -36,45 +42,45 @@ class Shape:
     read: Callable[[Row, str], Entry]
 
 
-def read_file_rows(source: str) -> tuple[list[Row], list[str]]:
-    """Rows of a .jsonl, .json or .parquet file, and the lines that are no JSON objects.
+class SourceRows:
+    """Rows of one or several files, one after the other, with the place of each.
+
+    Iterating gives (place, row), or (place, `RowError`) for a line that is no row. A place is
+    "FILE:LINE" or "FILE row NUMBER".
 
     Args:
-        source: path, or an `hf://datasets/OWNER/NAME/FILE.parquet` address.
+        source: a .jsonl, .json or .parquet file, a folder of such files, or an
+            `hf://datasets/OWNER/NAME/...` address, in which `*` stands for any characters.
+        shapes: shapes it may have; the first whose columns all occur is taken.
 
     Raises:
         DataError: no such file, or no known format.
     """
-    path = Path(source)
-    remote = source.startswith("hf://")
-    if not remote and not path.is_file():
-        raise DataError(source, "there is no such file.", "Check 'source' of the stage 'ingest'.")
-    match path.suffix:
-        case ".parquet":
-            return _read_parquet(source), []
-        case ".jsonl":
-            return _read_json_lines(path)
-        case ".json":
-            return _read_json(path), []
-        case _:
-            raise DataError(
-                source,
-                f"'{path.suffix}' is no known format.",
-                "Use a .jsonl, .json or .parquet file, or reasoning_gym:NAME.",
-            )
+
+    def __init__(self, source: str, shapes: Sequence[Shape] = ()) -> None:
+        self.source = source
+        self._files = _expand(source)
+        self.shape = _detect_shape(self._first_columns(), shapes or SHAPES, source)
+
+    def __iter__(self) -> Iterator[tuple[str, Row | RowError]]:
+        for file in self._files:
+            name = file.rpartition("/")[2]
+            yield from _READERS[PurePath(file).suffix](file, name)
+
+    def _first_columns(self) -> set[str]:
+        """Columns that occur in the first rows; single rows may still lack one."""
+        found: set[str] = set()
+        for _, row in islice(self, _ROWS_FOR_SHAPE):
+            if not isinstance(row, RowError):
+                found.update(row)
+        return found
 
 
-def detect_shape(rows: Sequence[Row], source: str) -> Shape:
-    """Shape whose columns all occur in `rows`; single rows may still lack one.
-
-    Raises:
-        DataError: no shape fits; the message names the columns found and expected.
-    """
-    found = set[str]().union(*rows)
-    for shape in SHAPES:
+def _detect_shape(found: set[str], shapes: Sequence[Shape], source: str) -> Shape:
+    for shape in shapes:
         if found.issuperset(shape.columns):
             return shape
-    expected = "; ".join(f"{shape.name}: {', '.join(shape.columns)}" for shape in SHAPES)
+    expected = "; ".join(f"{shape.name}: {', '.join(shape.columns)}" for shape in shapes)
     raise DataError(
         source,
         f"found the columns {', '.join(sorted(found)) or '(none)'}, which are no known shape. "
@@ -83,51 +89,99 @@ def detect_shape(rows: Sequence[Row], source: str) -> Shape:
     )
 
 
-def _read_parquet(source: str) -> list[Row]:
+def _expand(source: str) -> list[str]:
+    """Files that `source` stands for, in order."""
+    if source.startswith(_HUB):
+        found = _hub().glob(source) if "*" in source else [source.removeprefix(_HUB)]
+        files = sorted(f"{_HUB}{path}" for path in found)
+    elif Path(source).is_dir():
+        files = sorted(str(path) for path in Path(source).rglob("*") if path.suffix in _READERS)
+    else:
+        files = [source] if Path(source).is_file() else []
+    if not files:
+        raise DataError(source, "there is no such file.", "Check 'source' of the stage 'ingest'.")
+    for file in files:
+        if PurePath(file).suffix not in _READERS:
+            raise DataError(
+                source,
+                f"'{PurePath(file).suffix}' is no known format.",
+                "Use a .jsonl, .json or .parquet file, or reasoning_gym:NAME.",
+            )
+    return files
+
+
+def _hub() -> HfFileSystem:
+    return HfFileSystem()
+
+
+def _open(file: str) -> BinaryIO:
+    if file.startswith(_HUB):
+        return cast(BinaryIO, _hub().open(file, "rb"))
+    return Path(file).open("rb")
+
+
+def _read_parquet(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
+    number = 0
     try:
-        return list(pl.read_parquet(source).to_dicts())
-    except (pl.exceptions.PolarsError, OSError) as error:
+        with _open(file) as stream, pq.ParquetFile(stream, buffer_size=1 << 20) as parquet:
+            for group in range(parquet.num_row_groups):
+                chunk = parquet.metadata.row_group(group)
+                size = rows_per_batch(chunk.num_rows, chunk.total_byte_size)
+                for batch in parquet.iter_batches(size, [group]):
+                    for row in batch.to_pylist():
+                        yield f"{name} row {number}", row
+                        number += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
-            source, f"cannot be read as parquet: {error}.", "Check the file or the address."
+            file,
+            f"cannot be read as parquet beyond row {number}: {error}.",
+            "The file is cut short or damaged: get it again.",
         ) from error
 
 
-def _read_json_lines(path: Path) -> tuple[list[Row], list[str]]:
-    rows: list[Row] = []
-    broken: list[str] = []
-    # newline="\n": a text may hold a raw U+2028 or \r, which end no line of JSON.
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
+def _read_json_lines(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
+    # In bytes: lines end at a line feed only, and one that is not UTF-8 costs no other.
+    with _open(file) as stream:
+        for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
+            place = f"{name}:{number}"
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                yield place, RowError("not UTF-8", f"{error}: {line[:200]!r}")
             except json.JSONDecodeError:
-                row = None
-            if isinstance(row, dict):
-                rows.append(row)
+                yield place, RowError("not a JSON object", line[:200].decode())
             else:
-                broken.append(line)
-    return rows, broken
+                is_row = isinstance(row, dict)
+                yield place, row if is_row else RowError("not a JSON object", repr(row)[:200])
 
 
-def _read_json(path: Path) -> list[Row]:
+def _read_json(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        with _open(file) as stream:
+            content = json.loads(stream.read().decode())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
-            str(path), f"is not JSON: {error}.", "A file of one object a line is called .jsonl."
+            file, f"is not JSON: {error}.", "A file of one object a line is called .jsonl."
         ) from error
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise DataError(
-            str(path), "is not a list of objects.", "Write [{...}, {...}], or use .jsonl."
-        )
-    return content
+        raise DataError(file, "is not a list of objects.", "Write [{...}, {...}], or use .jsonl.")
+    for number, row in enumerate(content):
+        yield f"{name} row {number}", row
 
 
-def _entry(
+_READERS: Mapping[str, Callable[[str, str], Iterator[tuple[str, Row | RowError]]]] = {
+    ".parquet": _read_parquet,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+}
+
+
+def entry(
     row: Row, source: str, *, messages: tuple[Message, ...], answer: str, response: str | None
 ) -> Entry:
+    """Entry of a row, with what may stand in any row: id, family, source, split."""
     if not any(turn.content.strip() for turn in messages if turn.role == "user"):
         raise RowError("empty problem")
     origin = str(row.get("source") or row.get("data_source") or source)
@@ -142,83 +196,86 @@ def _entry(
     return Entry(problem, responses, str(row.get("id") or ""))
 
 
-def _read_verl(row: Row, source: str) -> Entry:
+def read_verl(row: Row, source: str) -> Entry:
+    """Row as verl has it."""
     reward = row["reward_model"]
     if not isinstance(reward, Mapping) or reward.get("ground_truth") is None:
         raise RowError("no reward_model.ground_truth", repr(reward))
     target = row.get("target")
-    return _entry(
+    return entry(
         row,
         source,
-        messages=_messages(row["prompt"]),
+        messages=messages_of(row["prompt"]),
         answer=str(reward["ground_truth"]),
-        response=_messages(target)[-1].content if target else None,
+        response=messages_of(target)[-1].content if target else None,
     )
 
 
 def _read_messages(row: Row, source: str) -> Entry:
-    turns = _messages(row["messages"])
+    turns = messages_of(row["messages"])
     if turns[-1].role != "assistant":
         raise RowError("last message is not the assistant's", turns[-1].role)
-    return _entry(
-        row, source, messages=turns[:-1], answer=_text(row, "answer"), response=turns[-1].content
+    return entry(
+        row, source, messages=turns[:-1], answer=text(row, "answer"), response=turns[-1].content
     )
 
 
 def _read_prompt(row: Row, source: str) -> Entry:
     completion = row["completion"]
-    return _entry(
+    return entry(
         row,
         source,
-        messages=_messages(row["prompt"]),
-        answer=_text(row, "answer"),
-        response=completion if isinstance(completion, str) else _messages(completion)[-1].content,
+        messages=messages_of(row["prompt"]),
+        answer=text(row, "answer"),
+        response=completion if isinstance(completion, str) else messages_of(completion)[-1].content,
     )
 
 
 def _read_alpaca(row: Row, source: str) -> Entry:
-    parts = (_text(row, "instruction"), _text(row, "input"))
-    return _entry(
+    parts = (text(row, "instruction"), text(row, "input"))
+    return entry(
         row,
         source,
         messages=(Message("user", "\n".join(part for part in parts if part.strip())),),
-        answer=_text(row, "answer"),
-        response=_text(row, "output"),
+        answer=text(row, "answer"),
+        response=text(row, "output"),
     )
 
 
 def _read_problem(row: Row, source: str) -> Entry:
-    if not _text(row, "answer").strip():
+    if not text(row, "answer").strip():
         raise RowError("empty answer")
-    return _entry(
+    return entry(
         row,
         source,
-        messages=(Message("user", _text(row, "problem")),),
-        answer=_text(row, "answer"),
-        response=_text(row, "solution") if row.get("solution") is not None else None,
+        messages=(Message("user", text(row, "problem")),),
+        answer=text(row, "answer"),
+        response=text(row, "solution") if row.get("solution") is not None else None,
     )
 
 
-def _read_gsm8k(row: Row, source: str) -> Entry:
-    solution = _text(row, "answer")
+def read_gsm8k(row: Row, source: str) -> Entry:
+    """Row whose answer stands behind `####` at the end of the solution."""
+    solution = text(row, "answer")
     _, mark, answer = solution.rpartition("####")
     if not mark:
         raise RowError("no '####' before the answer", solution[-80:])
-    return _entry(
+    return entry(
         row,
         source,
-        messages=(Message("user", _text(row, "question")),),
+        messages=(Message("user", text(row, "question")),),
         answer=answer.replace(",", ""),
         response=solution,
     )
 
 
-def _text(row: Row, column: str) -> str:
+def text(row: Row, column: str) -> str:
+    """Column as text; empty where it is missing."""
     value = row.get(column)
     return "" if value is None else str(value)
 
 
-def _messages(value: object) -> tuple[Message, ...]:
+def messages_of(value: object) -> tuple[Message, ...]:
     if isinstance(value, str):
         return (Message("user", value),)
     if not isinstance(value, Sequence) or not value:
@@ -235,10 +292,10 @@ def _turns(value: Sequence[Any]) -> Iterator[Message]:
 
 
 SHAPES = (
-    Shape("verl", ("prompt", "reward_model"), _read_verl),
+    Shape("verl", ("prompt", "reward_model"), read_verl),
     Shape("messages", ("messages",), _read_messages),
     Shape("prompt", ("prompt", "completion"), _read_prompt),
     Shape("alpaca", ("instruction", "output"), _read_alpaca),
     Shape("problem", ("problem", "answer"), _read_problem),
-    Shape("gsm8k", ("question", "answer"), _read_gsm8k),
+    Shape("gsm8k", ("question", "answer"), read_gsm8k),
 )

@@ -37,6 +37,8 @@ class Choice:
     """Rows aimed at, per bin."""
     taken: list[int]
     """Rows taken, per bin."""
+    available: list[int]
+    """Rows there were, per bin."""
 
 
 class GaussianRule(PluginConfig):
@@ -57,7 +59,8 @@ class GaussianRule(PluginConfig):
     prefer: Prefer = "long"
     """Within a bin: longest responses first, shortest first, or any."""
     exact: Exactness = "official"
-    """`official` repeats the published script's duplicates when `per_problem` >= 2; `fixed` not."""
+    """`official` repeats the published script's duplicates when `per_problem` >= 2; `fixed` not;
+    `paper` follows Algorithm 1, which floors the bins' shares."""
 
     @model_validator(mode="after")
     def _has_bins(self) -> Self:
@@ -76,11 +79,13 @@ class GaussianRule(PluginConfig):
             seed=wanted.seed,
         )
         counts = Counter(bins.index(ppl) for ppl in rows["ppl"].to_list())
+        there = bins.indices(candidates["ppl"].cast(pl.Float64).fill_null(np.nan).to_numpy())
         return Choice(
             rows,
             edges=[self.low + index * self.bin_width for index in range(bins.count + 1)],
-            targets=bins.targets(wanted.total),
+            targets=bins.targets(wanted.total, hand_out_rest=self.exact != "paper"),
             taken=[counts[index] for index in range(bins.count)],
+            available=np.bincount(there[there >= 0], minlength=bins.count).tolist(),
         )
 
 
@@ -139,4 +144,4 @@ def _capped(ordered: pl.DataFrame, wanted: Wanted) -> pl.DataFrame:
 
 
 def _without_bins(rows: pl.DataFrame) -> Choice:
-    return Choice(rows, edges=[], targets=[], taken=[])
+    return Choice(rows, edges=[], targets=[], taken=[], available=[])

@@ -36,6 +36,22 @@ class StageConfig(Strict):
         return ()
 
 
+class RowwiseConfig(StageConfig):
+    """Base of the configuration of a stage that treats every row of one table by itself.
+
+    Such a stage can be killed and goes on where it was, and can be divided over many jobs.
+    """
+
+    table: str
+    """Stage whose samples it reads."""
+    shard: str | None = Field(default=None, pattern=r"^\d+/\d+$")
+    """`i/n`: only the i-th of n even shares of the rows, from 0, which `merge` puts together."""
+
+    def inputs(self) -> tuple[str, ...]:
+        """The table read."""
+        return (self.table,)
+
+
 @dataclass(frozen=True)
 class StageContext:
     """Everything a stage may use besides its own configuration."""

@@ -7,18 +7,25 @@ problems that are too easy or too hard for whoever answered them. Not here: choo
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import polars as pl
 from pydantic import Field, model_validator
 
-from megatron_reason.curation._entries import RowError
-from megatron_reason.curation._readers import detect_shape, read_file_rows
+from megatron_reason.curation._entries import RowError, hash64
+from megatron_reason.curation._readers import SourceRows
+from megatron_reason.curation._texts import TextFlaw, text_objection
 from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
 from megatron_reason.errors import DataError
 from megatron_reason.logs import get_logger
-from megatron_reason.schema.tables import Kind, Quarantine, read_table, write_table
+from megatron_reason.schema.tables import (
+    Kind,
+    Quarantine,
+    TableReader,
+    TableWriter,
+    read_table,
+)
 
 _LOGGER = get_logger(__name__)
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -42,7 +49,12 @@ class FilterConfig(StageConfig):
     max_overlap: float = Field(default=0.6, gt=0, le=1)
     """Jaccard similarity of 5-grams from which a problem counts as one of `benchmarks`."""
     pass_rate: tuple[float, float] | None = None
-    """Smallest and largest mean score of a problem's responses; None keeps all problems."""
+    """Smallest and largest mean score of a problem's responses; None keeps all problems. RLVR data
+    of OXA: [0.2, 0.8] of 8 responses."""
+    min_responses: int = Field(default=1, ge=1)
+    """Fewest responses a pass rate is taken from; problems with fewer are outside any band."""
+    refuse: tuple[TextFlaw, ...] = ()
+    """Flaws of a response's text that are not wanted: `hyperlink`, `mixed_languages` (LESE)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -68,68 +80,95 @@ class Filter(Stage[FilterConfig]):
             DataError: nothing is left, or a benchmark cannot be read.
         """
         config = self.config
-        filled = ("score",) if config.pass_rate else ()
-        samples = read_table(context.inputs[config.table], Kind.SAMPLES, filled=filled)
-        quarantine = Quarantine.empty()
-        objections = self._objections(samples)
-        for row, objection in zip(samples.iter_rows(named=True), objections, strict=True):
-            if objection is not None:
-                quarantine.add(objection, row)
-        quarantine.write(context.output)
-        kept = samples.filter(
-            pl.Series([objection is None for objection in objections], dtype=pl.Boolean)
-        )
-        _LOGGER.info(
-            "%s: kept %d of %d; %s", config.table, len(kept), len(samples), quarantine.counts()
-        )
-        if kept.is_empty():
-            raise DataError(
-                f"stage '{config.name}'",
-                f"nothing is left of {len(samples)} samples: {quarantine.counts()}.",
-                "Loosen the filters.",
+        source = TableReader(context.inputs[config.table], Kind.SAMPLES)
+        objection = _Objections(config, source)
+        with (
+            Quarantine(context.output) as quarantine,
+            TableWriter(context.output, Kind.SAMPLES) as writer,
+        ):
+            for batch in source.batches():
+                keep: list[bool] = []
+                for row in batch.iter_rows(named=True):
+                    reason = objection.to(row)
+                    keep.append(reason is None)
+                    if reason is not None:
+                        quarantine.add(reason, row, place=f"sample {row['sample_id']}")
+                writer.append(batch.filter(pl.Series(keep, dtype=pl.Boolean)))
+            counts = quarantine.counts()
+            _LOGGER.info(
+                "%s: kept %d of %d; %s", config.table, writer.num_rows, source.num_rows, counts
             )
-        write_table(context.output, Kind.SAMPLES, kept)
-        return StageResult(len(kept), quarantine.counts())
+            if writer.num_rows == 0:
+                raise DataError(
+                    f"stage '{config.name}'",
+                    f"nothing is left of {source.num_rows} samples: {counts}.",
+                    "Loosen the filters.",
+                )
+        return StageResult(writer.num_rows, counts)
 
-    def _objections(self, samples: pl.DataFrame) -> list[str | None]:
-        config = self.config
-        contaminated = self._contaminated(samples)
-        pass_rates: dict[str, float] = dict(
-            samples.group_by("problem_id").agg(pl.col("score").mean()).iter_rows()
-        )
-        seen: set[tuple[str, str]] = set()
 
-        def objection(problem_id: str, response: str) -> str | None:
-            repeated = (problem_id, response) in seen
-            seen.add((problem_id, response))
-            if repeated:
-                return "duplicate response"
-            if len(response) < config.min_characters:
-                return "shorter than min_characters"
-            if config.max_characters is not None and len(response) > config.max_characters:
-                return "longer than max_characters"
-            if problem_id in contaminated:
-                return "benchmark problem"
-            if config.pass_rate is not None:
-                low, high = config.pass_rate
-                if not low <= pass_rates[problem_id] <= high:
-                    return "outside pass_rate"
-            return None
+class _Objections:
+    """What speaks against a row. Remembers a few bytes of each row, to know repeated ones.
 
-        return [objection(*row) for row in samples.select("problem_id", "response").iter_rows()]
+    Args:
+        config: the filters.
+        source: the table, read once for what concerns problems as a whole.
+    """
 
-    def _contaminated(self, samples: pl.DataFrame) -> set[str]:
-        """Identifiers of the problems that overlap with a benchmark."""
-        texts = [text for source in self.config.benchmarks for text in _problem_texts(source)]
-        if not texts:
-            return set()
-        index = OverlapIndex(texts)
-        problems = samples.unique("problem_id").select("problem_id", "messages")
-        return {
-            problem_id
-            for problem_id, messages in problems.iter_rows()
-            if index.overlap(_user_text(messages)) >= self.config.max_overlap
-        }
+    def __init__(self, config: FilterConfig, source: TableReader) -> None:
+        self._config = config
+        self._contaminated = _contaminated(config, source)
+        self._outside = _outside_pass_rate(config, source)
+        self._seen: set[int] = set()
+
+    def to(self, row: Mapping[str, Any]) -> str | None:
+        """First objection to a row, or None."""
+        config = self._config
+        response: str = row["response"]
+        key = hash64(row["problem_id"], response)
+        if key in self._seen:
+            return "duplicate response"
+        self._seen.add(key)
+        if len(response) < config.min_characters:
+            return "shorter than min_characters"
+        if config.max_characters is not None and len(response) > config.max_characters:
+            return "longer than max_characters"
+        if row["problem_id"] in self._contaminated:
+            return "benchmark problem"
+        if row["problem_id"] in self._outside:
+            return "outside pass_rate"
+        return text_objection(response, config.refuse) if config.refuse else None
+
+
+def _outside_pass_rate(config: FilterConfig, source: TableReader) -> set[str]:
+    """Problems whose mean score lies outside the band, or is of too few responses."""
+    if config.pass_rate is None:
+        return set()
+    low, high = config.pass_rate
+    columns = ("problem_id", "score")
+    scores = read_table(source.path, Kind.SAMPLES, filled=("score",), columns=columns)
+    rates = scores.group_by("problem_id").agg(pl.col("score").mean(), pl.len())
+    tolerance = 1e-9  # 0.2 is a little less than 2 of 10 in floating point
+    inside = pl.col("score").is_between(low - tolerance, high + tolerance)
+    enough = pl.col("len") >= config.min_responses
+    return set(rates.filter(~(inside & enough))["problem_id"])
+
+
+def _contaminated(config: FilterConfig, source: TableReader) -> set[str]:
+    """Identifiers of the problems that overlap with a benchmark."""
+    texts = [text for benchmark in config.benchmarks for text in _problem_texts(benchmark)]
+    if not texts:
+        return set()
+    index = OverlapIndex(texts)
+    seen: set[str] = set()
+    found: set[str] = set()
+    for batch in source.batches(columns=("problem_id", "messages")):
+        for problem_id, messages in batch.unique("problem_id").iter_rows():
+            if problem_id not in seen:
+                seen.add(problem_id)
+                if index.overlap(_user_text(messages)) >= config.max_overlap:
+                    found.add(problem_id)
+    return found
 
 
 class OverlapIndex:
@@ -165,19 +204,18 @@ def _grams(text: str) -> set[Gram]:
 
 
 def _problem_texts(source: str) -> list[str]:
-    rows, broken = read_file_rows(source)
-    shape = detect_shape(rows, source)
     texts: list[str] = []
-    try:
-        for row in rows:
-            entry = shape.read(row, source)
-            texts.append("\n".join(turn.content for turn in entry.problem.messages))
-    except (RowError, KeyError) as error:
-        raise DataError(
-            source, f"a row of this benchmark cannot be read: {error}.", "Mend the file."
-        ) from error
-    if broken:
-        raise DataError(source, f"{len(broken)} lines are no JSON objects.", "Mend the file.")
+    rows = SourceRows(source)
+    for place, row in rows:
+        if isinstance(row, RowError):
+            raise DataError(place, f"{row.reason}: {row.detail}.", "Mend the file.")
+        try:
+            entry = rows.shape.read(row, source)
+        except (RowError, KeyError) as error:
+            raise DataError(
+                place, f"a row of this benchmark cannot be read: {error}.", "Mend the file."
+            ) from error
+        texts.append("\n".join(turn.content for turn in entry.problem.messages))
     return texts
 
 

@@ -74,9 +74,10 @@ class Generate(Stage[GenerateConfig]):
                 stop_token_ids=template.stop_token_ids,
                 on_done=bar.advance,
             )
-        quarantine = Quarantine.empty()
-        samples = _samples(problems, completions, template, generator=folder.name, aside=quarantine)
-        quarantine.write(context.output)
+        with Quarantine(context.output) as quarantine:
+            samples = _samples(
+                problems, completions, template, generator=folder.name, aside=quarantine
+            )
         finishes = Counter(f"finish_{sample.finish}" for sample in samples)
         counts = {"problems": len(problems), **finishes, **quarantine.counts()}
         _LOGGER.info("%s answered %s: %s", folder.name, config.table, counts)
@@ -126,7 +127,7 @@ def _samples(
         for index, completion in enumerate(drawn):
             text = template.decode(completion.token_ids)
             if not text.strip():
-                aside.add("empty response", completion, problem.problem_id)
+                aside.add("empty response", completion, place=f"problem {problem.problem_id}")
                 continue
             samples.append(
                 Sample.of(

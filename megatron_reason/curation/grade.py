@@ -3,19 +3,20 @@
 Not here: how an answer is judged (`rewards`), and what a verdict is good for (`select.py`).
 """
 
-from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import polars as pl
 from pydantic import Field
 
-from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
+from megatron_reason.curation._parts import OpenPart, PartedOutput
+from megatron_reason.curation.base import RowwiseConfig, Stage, StageContext, StageResult, stage
 from megatron_reason.errors import DataError
 from megatron_reason.logs import get_logger, progress
-from megatron_reason.rewards.base import FAILED_STATUSES
+from megatron_reason.rewards.base import FAILED_STATUSES, Limits
 from megatron_reason.rewards.pool import AnswerPool
 from megatron_reason.schema.records import Status
-from megatron_reason.schema.tables import Kind, Quarantine, read_table, write_table
+from megatron_reason.schema.tables import Kind, Quarantine, TableReader
 
 _LOGGER = get_logger(__name__)
 KEPT_STATUSES: dict[str, tuple[Status, ...]] = {
@@ -25,13 +26,11 @@ KEPT_STATUSES: dict[str, tuple[Status, ...]] = {
 }
 
 
-class GradeConfig(StageConfig):
+class GradeConfig(RowwiseConfig):
     """Configuration of the stage `grade`."""
 
     stage: Literal["grade"] = "grade"
     """Kind of stage."""
-    table: str
-    """Stage whose samples are graded."""
     reward: str = "math_verify"
     """Reward that grades them, as `mreason list rewards` prints it."""
     keep: Literal["all", "correct", "wrong"] = "all"
@@ -40,10 +39,10 @@ class GradeConfig(StageConfig):
     """Grading processes."""
     deadline_s: float = Field(default=5.0, gt=0)
     """Seconds one answer may take."""
-
-    def inputs(self) -> tuple[str, ...]:
-        """The graded table."""
-        return (self.table,)
+    max_failed: float = Field(default=0.05, ge=0, le=1)
+    """Share of timeouts and crashes from which grading stops, as broken."""
+    max_unread: float = Field(default=0.5, ge=0, le=1)
+    """Share of unreadable answers, given or true, from which grading stops."""
 
 
 @stage
@@ -60,42 +59,56 @@ class Grade(Stage[GradeConfig]):
             RewardError: the grading processes do not start.
         """
         config = self.config
-        samples = read_table(context.inputs[config.table], Kind.SAMPLES)
-        pairs = list(zip(samples["answer"].to_list(), samples["response"].to_list(), strict=True))
-        with (
-            AnswerPool(config.workers, config.deadline_s, config.reward) as pool,
-            progress("grade", len(pairs), "answers") as bar,
-        ):
-            verdicts = pool.grade_many(pairs, on_done=bar.advance)
-        graded = samples.with_columns(
-            pl.Series("status", [str(verdict.status) for verdict in verdicts], pl.String),
-            pl.Series("score", [verdict.score for verdict in verdicts], pl.Float64),
-            pl.Series("extracted", [verdict.extracted for verdict in verdicts], pl.String),
-        )
-        kept = graded.filter(pl.col("status").is_in([str(s) for s in KEPT_STATUSES[config.keep]]))
-        by_status = Counter(verdict.status for verdict in verdicts)
-        quarantine = _set_aside_unchecked(graded, kept)
-        quarantine.write(context.output)
-        counts = {f"status_{status}": by_status[status] for status in Status}
-        counts["not_kept"] = len(graded) - len(kept)
-        _LOGGER.info("%s: %d rows, kept %d; %s", config.table, len(graded), len(kept), counts)
-        if kept.is_empty():
+        source = TableReader(context.inputs[config.table], Kind.SAMPLES)
+        parts = PartedOutput(config, source, context.output, shard=config.shard)
+        limits = Limits(failed=config.max_failed, unread=config.max_unread)
+        if parts.missing:
+            with (
+                AnswerPool(
+                    config.workers, config.deadline_s, reward=config.reward, limits=limits
+                ) as pool,
+                progress("grade", parts.num_rows, "answers") as bar,
+            ):
+                for part in parts.missing:
+                    with parts.open(part) as opened:
+                        self._grade(parts.read(part), opened, pool, bar.advance)
+        num_rows, counts = parts.finish()
+        counts = {f"status_{status}": counts.get(f"status_{status}", 0) for status in Status} | {
+            name: counts.get(name, 0) for name in ("not_kept", *counts)
+        }
+        _LOGGER.info("%s: %d rows, kept %d; %s", config.table, parts.num_rows, num_rows, counts)
+        if num_rows == 0:
             raise DataError(
                 f"stage '{config.name}'",
                 f"no row of '{config.table}' is '{config.keep}'; verdicts: {counts}.",
                 "Look at the responses, or use another reward.",
             )
-        write_table(context.output, Kind.SAMPLES, kept)
-        return StageResult(len(kept), counts)
+        return StageResult(num_rows, counts)
+
+    def _grade(
+        self, rows: pl.DataFrame, part: OpenPart, pool: AnswerPool, advance: Callable[[int], None]
+    ) -> None:
+        pairs = list(zip(rows["answer"].to_list(), rows["response"].to_list(), strict=True))
+        verdicts = pool.grade_many(pairs, on_done=advance)
+        graded = rows.with_columns(
+            pl.Series("status", [str(verdict.status) for verdict in verdicts], pl.String),
+            pl.Series("score", [verdict.score for verdict in verdicts], pl.Float64),
+            pl.Series("extracted", [verdict.extracted for verdict in verdicts], pl.String),
+        )
+        wanted = [str(status) for status in KEPT_STATUSES[self.config.keep]]
+        kept = graded.filter(pl.col("status").is_in(wanted))
+        part.counts.update(f"status_{verdict.status}" for verdict in verdicts)
+        part.counts["not_kept"] += len(graded) - len(kept)
+        _set_aside_unchecked(graded, wanted, part.quarantine)
+        part.write(kept)
 
 
-def _set_aside_unchecked(graded: pl.DataFrame, kept: pl.DataFrame) -> Quarantine:
+def _set_aside_unchecked(
+    graded: pl.DataFrame, wanted: Sequence[str], quarantine: Quarantine
+) -> None:
     """Rows that are not passed on because checking them failed, by status."""
     judged = [str(Status.OK), *(str(status) for status in FAILED_STATUSES)]
-    unchecked = graded.filter(~pl.col("status").is_in(judged)).join(
-        kept, on="sample_id", how="anti"
-    )
-    quarantine = Quarantine.empty()
-    for row in unchecked.to_dicts():
-        quarantine.add(f"not graded: {row['status']}", row, f"answer {row['answer']!r}")
-    return quarantine
+    for row in graded.filter(~pl.col("status").is_in([*judged, *wanted])).iter_rows(named=True):
+        quarantine.add(
+            f"not graded: {row['status']}", row, f"answer {row['answer']!r}", place=row["sample_id"]
+        )

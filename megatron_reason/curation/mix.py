@@ -18,9 +18,22 @@ from megatron_reason.errors import DataError
 from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.logs import get_logger, progress
 from megatron_reason.schema.records import Finish, Message
-from megatron_reason.schema.tables import Kind, Quarantine, read_table, write_table
+from megatron_reason.schema.tables import (
+    Kind,
+    Quarantine,
+    TableReader,
+    TableWriter,
+    read_table,
+)
 
 _LOGGER = get_logger(__name__)
+_TOKEN_TYPES = {
+    "sample_id": pl.String,
+    "role": pl.String,
+    "ids": pl.List(pl.Int32),
+    "num_prompt_tokens": pl.Int32,
+    "template_hash": pl.String,
+}
 
 
 class MixInput(Strict):
@@ -64,41 +77,43 @@ class Mix(Stage[MixConfig]):
                 sequences where they are refused, or nothing left.
         """
         template = load_template(context.template, context.model_folder)
-        quarantine = Quarantine.empty()
-        samples = self._read(context, quarantine)
-        rows: list[dict[str, Any]] = []
-        with progress("tokenise", len(samples), "samples") as bar:
-            for sample in samples.iter_rows(named=True):
-                row = _tokenise(sample, template)
-                if self._fits(row, sample, quarantine):
-                    rows.append(row)
-                bar.advance()
-        quarantine.write(context.output)
-        counts = {**_histogram(rows), **quarantine.counts()}
-        roles = Counter(f"role_{row['role']}" for row in rows)
+        sources = [TableReader(context.inputs[p.table], Kind.SAMPLES) for p in self.config.tables]
+        self._check_roles(sources)
+        roles, lengths = Counter[str](), Counter[int]()
+        num_samples = sum(source.num_rows for source in sources)
+        with (
+            Quarantine(context.output) as quarantine,
+            TableWriter(context.output, Kind.TOKENS) as writer,
+            progress("tokenise", num_samples, "samples") as bar,
+        ):
+            for batch in self._batches(sources, quarantine):
+                rows = self._tokenised(batch, template, quarantine)
+                writer.append(pl.DataFrame(rows, schema=_TOKEN_TYPES))
+                roles.update(f"role_{row['role']}" for row in rows)
+                lengths.update(1 << (len(row["ids"]) - 1).bit_length() for row in rows)
+                bar.advance(len(batch))
+            if writer.num_rows == 0:
+                raise DataError(
+                    f"stage '{self.config.name}'",
+                    f"nothing is left of {num_samples} samples: {quarantine.counts()}.",
+                    "Raise 'max_tokens', or select other samples.",
+                )
+        # Number of sequences by length, in classes that double.
+        histogram = {f"tokens_up_to_{limit}": lengths[limit] for limit in sorted(lengths)}
+        counts = {**histogram, **quarantine.counts()}
         _LOGGER.info("mixed %s sequences: %s", dict(roles), counts)
-        if not rows:
-            raise DataError(
-                f"stage '{self.config.name}'",
-                f"nothing is left of {len(samples)} samples: {quarantine.counts()}.",
-                "Raise 'max_tokens', or select other samples.",
-            )
-        write_table(context.output, Kind.TOKENS, pl.DataFrame(rows))
-        return StageResult(len(rows), {**roles, **counts})
+        return StageResult(writer.num_rows, {**roles, **counts})
 
-    def _read(self, context: StageContext, quarantine: Quarantine) -> pl.DataFrame:
-        """All samples with their final roles; held-out problems are set aside, never trained on."""
+    def _check_roles(self, sources: Sequence[TableReader]) -> None:
+        """Refuse samples without a role, and samples in two."""
         parts: list[pl.DataFrame] = []
-        for part in self.config.tables:
+        for part, source in zip(self.config.tables, sources, strict=True):
             filled = () if part.as_role else ("role",)
-            samples = read_table(context.inputs[part.table], Kind.SAMPLES, filled=filled)
-            if part.as_role:
-                samples = samples.with_columns(role=pl.lit(part.as_role))
-            parts.append(samples)
-        samples = pl.concat(parts)
-        for row in samples.filter(pl.col("split") != "train").to_dicts():
-            quarantine.add("held-out problem", row)
-        train = samples.filter(pl.col("split") == "train")
+            rows = read_table(
+                source.path, Kind.SAMPLES, filled=filled, columns=("sample_id", "split", "role")
+            )
+            parts.append(rows.with_columns(role=pl.lit(part.as_role)) if part.as_role else rows)
+        train = pl.concat(parts).filter(pl.col("split") == "train")
         both = train.group_by("sample_id").agg(pl.col("role").n_unique()).filter(pl.col("role") > 1)
         if len(both):
             raise DataError(
@@ -107,7 +122,24 @@ class Mix(Stage[MixConfig]):
                 f"sample_id {both['sample_id'][0]}.",
                 "Use 'where: correct' for one selection and 'where: wrong' for the other.",
             )
-        return train
+
+    def _batches(
+        self, sources: Sequence[TableReader], quarantine: Quarantine
+    ) -> Iterator[pl.DataFrame]:
+        """All samples with their final roles; held-out problems are set aside, never trained on."""
+        for part, source in zip(self.config.tables, sources, strict=True):
+            for batch in source.batches():
+                rows = batch.with_columns(role=pl.lit(part.as_role)) if part.as_role else batch
+                for row in rows.filter(pl.col("split") != "train").iter_rows(named=True):
+                    place = f"{part.table} sample {row['sample_id']}"
+                    quarantine.add("held-out problem", row, place=place)
+                yield rows.filter(pl.col("split") == "train")
+
+    def _tokenised(
+        self, batch: pl.DataFrame, template: Template, quarantine: Quarantine
+    ) -> list[dict[str, Any]]:
+        rows = [(_tokenise(sample, template), sample) for sample in batch.iter_rows(named=True)]
+        return [row for row, sample in rows if self._fits(row, sample, quarantine)]
 
     def _fits(self, row: dict[str, Any], sample: dict[str, Any], quarantine: Quarantine) -> bool:
         num_tokens, limit = len(row["ids"]), self.config.max_tokens
@@ -119,7 +151,8 @@ class Mix(Stage[MixConfig]):
                 f"{num_tokens} tokens are more than max_tokens {limit}.",
                 "Raise 'max_tokens', set 'overlong: drop', or limit the length in 'select'.",
             )
-        quarantine.add("longer than max_tokens", sample, f"{num_tokens} tokens, limit {limit}")
+        detail = f"{num_tokens} tokens, limit {limit}"
+        quarantine.add("longer than max_tokens", sample, detail, place=sample["sample_id"])
         return False
 
 
@@ -134,14 +167,3 @@ def _tokenise(sample: dict[str, Any], template: Template) -> dict[str, Any]:
         "num_prompt_tokens": len(prompt_ids),
         "template_hash": template.hash,
     }
-
-
-def _histogram(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Number of sequences by length, in classes that double."""
-
-    def classes() -> Iterator[int]:
-        for row in rows:
-            yield 1 << (len(row["ids"]) - 1).bit_length()
-
-    counts = Counter(classes())
-    return {f"tokens_up_to_{limit}": counts[limit] for limit in sorted(counts)}

@@ -9,6 +9,7 @@ is float32 or wider.
 """
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from megatron_reason.engine.prepass import SequenceScore
 
 Context = Literal["response_only", "prompt"]
+Row = dict[str, Any]
+Refusal = tuple[str, Row, str]
+"""Reason, row, detail."""
 
 
 class ScoreConfig(StageConfig):
@@ -74,7 +78,7 @@ class Score(Stage[ScoreConfig]):
 
         frame = self._chosen(read_table(context.inputs[self.config.table], Kind.SAMPLES))
         template = load_template(context.template, context.model_folder)
-        rows, samples, quarantine = self._tokenized(frame, template)
+        rows, samples, refused = self._tokenized(frame, template)
         model = load_model(
             context.model, context.model_folder, self.config.parallel, context.topology
         )
@@ -85,11 +89,17 @@ class Score(Stage[ScoreConfig]):
         scores = score_sequences(
             model, samples, batch, context.topology, fp32_logits=self.config.fp32_logits
         )
-        scored = self._scored(rows, scores, context, quarantine)
+        scorer = f"{context.model.path}:{self.config.context}"
+        if self.config.context == "prompt":
+            scorer += f":{template.hash}"
+        scored, unscored = _scored(rows, scores, scorer)
+        counts = Counter(reason for reason, _, _ in (*refused, *unscored))
         if context.topology.rank == 0:
             write_table(context.output, Kind.SAMPLES, pl.DataFrame(scored))
-            quarantine.write(context.output)
-        return StageResult(len(scored), quarantine.counts())
+            with Quarantine(context.output) as quarantine:
+                for reason, row, detail in (*refused, *unscored):
+                    quarantine.add(reason, row, detail, place=row["sample_id"])
+        return StageResult(len(scored), counts)
 
     def _chosen(self, frame: pl.DataFrame) -> pl.DataFrame:
         if self.config.where == "all":
@@ -99,43 +109,43 @@ class Score(Stage[ScoreConfig]):
 
     def _tokenized(
         self, frame: pl.DataFrame, template: Template
-    ) -> tuple[list[dict[str, Any]], list[TokenizedSample], Quarantine]:
-        rows: list[dict[str, Any]] = []
+    ) -> tuple[list[Row], list[TokenizedSample], list[Refusal]]:
+        rows: list[Row] = []
         samples: list[TokenizedSample] = []
-        quarantine = Quarantine.empty()
+        refused: list[Refusal] = []
         for row in frame.iter_rows(named=True):
             sample = tokenize(row, template, self.config.context)
             if sample.num_targets < 1:
-                quarantine.add("nothing to score", row, f"{len(sample.ids)} tokens")
+                refused.append(("nothing to score", row, f"{len(sample.ids)} tokens"))
             elif len(sample.ids) > self.config.max_tokens:
-                quarantine.add("longer than max_tokens", row, f"{len(sample.ids)} tokens")
+                refused.append(("longer than max_tokens", row, f"{len(sample.ids)} tokens"))
             else:
                 rows.append(row)
                 samples.append(sample)
-        return rows, samples, quarantine
+        return rows, samples, refused
 
-    def _scored(
-        self, rows: list[dict[str, Any]], scores: "list[SequenceScore]", context: StageContext,
-        quarantine: Quarantine,
-    ) -> list[dict[str, Any]]:  # fmt: skip
-        scorer = f"{context.model.path}:{self.config.context}"
-        kept: list[dict[str, Any]] = []
-        for row, score in zip(rows, scores, strict=True):
-            mean_nll = -score.logprob_sum / score.num_tokens
-            if not math.isfinite(mean_nll) or not math.isfinite(score.entropy_sum):
-                quarantine.add("non-finite perplexity", row, f"mean NLL {mean_nll}")
-                continue
-            kept.append(
-                row
-                | {
-                    "nll_sum": -score.logprob_sum,
-                    "num_tokens": score.num_tokens,
-                    "ppl": math.exp(mean_nll),
-                    "mean_entropy": score.entropy_sum / score.num_tokens,
-                    "scorer": scorer,
-                }
-            )
-        return kept
+
+def _scored(
+    rows: list[Row], scores: "list[SequenceScore]", scorer: str
+) -> tuple[list[Row], list[Refusal]]:
+    kept: list[Row] = []
+    refused: list[Refusal] = []
+    for row, score in zip(rows, scores, strict=True):
+        mean_nll = -score.logprob_sum / score.num_tokens
+        if not math.isfinite(mean_nll) or not math.isfinite(score.entropy_sum):
+            refused.append(("non-finite perplexity", row, f"mean NLL {mean_nll}"))
+            continue
+        kept.append(
+            row
+            | {
+                "nll_sum": -score.logprob_sum,
+                "num_tokens": score.num_tokens,
+                "ppl": math.exp(mean_nll),
+                "mean_entropy": score.entropy_sum / score.num_tokens,
+                "scorer": scorer,
+            }
+        )
+    return kept, refused
 
 
 def tokenize(row: dict[str, Any], template: Template, context: Context) -> TokenizedSample:

@@ -1,8 +1,9 @@
 """Stage `select`: the responses that training will imitate or suppress.
 
 Eligible rows are those with the right verdict, a finite perplexity and an acceptable length; a rule
-picks from them. Beside the table stands `selection.json`, with the rule and, for rules that aim at
-a distribution, its bins. Not here: the rules themselves (`_rules.py`, `_gaussian.py`).
+picks from them, seeing their numbers only; a second pass copies the rows it took. Beside the table
+stands `selection.json`, with the rule and, for rules that aim at a distribution, its bins. Not
+here: the rules themselves (`_rules.py`, `_gaussian.py`).
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import polars as pl
 from pydantic import Field
 
 from megatron_reason.curation._gaussian import select_gaussian
+from megatron_reason.curation._rows import rows_at
 from megatron_reason.curation._rules import Choice, RandomRule, Rule, Wanted
 from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
 from megatron_reason.errors import DataError
@@ -19,13 +21,21 @@ from megatron_reason.files import write_json
 from megatron_reason.logs import get_logger
 from megatron_reason.rewards.base import FAILED_STATUSES
 from megatron_reason.schema.records import Status
-from megatron_reason.schema.tables import Kind, Quarantine, read_table, write_table
+from megatron_reason.schema.tables import (
+    Kind,
+    Quarantine,
+    TableReader,
+    TableWriter,
+    read_table,
+)
 
 __all__ = ["Select", "SelectConfig", "select_gaussian"]
 
 SELECTION = "selection.json"
 
 _LOGGER = get_logger(__name__)
+_COLUMNS = ("sample_id", "problem_id", "status", "ppl", "num_tokens", "scorer")
+"""All that selecting needs of a row; texts are read only of the rows taken."""
 _ELIGIBLE: dict[str, tuple[Status, ...]] = {"correct": (Status.OK,), "wrong": FAILED_STATUSES}
 
 
@@ -50,6 +60,8 @@ class SelectConfig(StageConfig):
     """Which of the eligible responses are taken."""
     seed: int | None = None
     """Seed of ties and order; None takes the run's."""
+    scorer: str | None = None
+    """What the perplexities must come from, as the column `scorer` names it; None takes any one."""
     allow_shortage: bool = False
     """Go on with fewer responses than `count`; the shortage is then a count of the result."""
 
@@ -80,39 +92,67 @@ class Select(Stage[SelectConfig]):
             SchemaError: rows without the verdict or perplexity that the configuration asks for.
         """
         config = self.config
-        samples = read_table(context.inputs[config.table], Kind.SAMPLES, filled=self._needed())
-        quarantine = Quarantine.empty()
-        eligible = self._eligible(samples, quarantine)
-        quarantine.write(context.output)
+        source = TableReader(context.inputs[config.table], Kind.SAMPLES)
+        columns = read_table(source.path, Kind.SAMPLES, filled=self._needed(), columns=_COLUMNS)
+        self._check_scorer(columns)
+        samples = columns.with_row_index("row")
+        with Quarantine(context.output) as quarantine:
+            eligible = self._eligible(samples, quarantine)
         seed = context.seed if config.seed is None else config.seed
         candidates = eligible.rows.with_columns(
-            query_id="problem_id", response_id="sample_id", token_len="num_tokens"
+            query_id=pl.col("problem_id").cast(pl.Categorical).to_physical(),
+            response_id="sample_id",
+            token_len="num_tokens",
         )
         choice = config.rule.choose(candidates, Wanted(config.count, config.per_problem, seed))
-        selected = choice.rows.select(samples.columns).with_columns(role=pl.lit(config.role))
+        num_taken = len(choice.rows)
         counts = {
             "candidates": len(candidates),
-            "shortage": config.count - len(selected),
-            "repeated": len(selected) - selected["sample_id"].n_unique(),
+            "shortage": config.count - num_taken,
+            "repeated": num_taken - choice.rows["row"].n_unique(),
             **eligible.refused,
         }
-        _LOGGER.info("%s -> %s: took %d; %s", config.table, config.name, len(selected), counts)
+        _LOGGER.info("%s -> %s: took %d; %s", config.table, config.name, num_taken, counts)
         self._check_shortage(choice, candidates)
-        write_table(context.output, Kind.SAMPLES, selected)
+        role = pl.lit(config.role)
+        with TableWriter(context.output, Kind.SAMPLES) as writer:
+            for batch in rows_at(source, choice.rows["row"].to_numpy(), context.output):
+                writer.append(batch.with_columns(role=role))
         write_json(
             context.output / SELECTION,
             {
                 "rule": config.rule.model_dump(),
                 "role": config.role,
                 "wanted": config.count,
-                "num_taken": len(selected),
+                "num_taken": num_taken,
                 "counts": counts,
                 "edges": choice.edges,
                 "target": choice.targets,
+                "available": choice.available,
                 "taken": choice.taken,
             },
         )
-        return StageResult(len(selected), counts)
+        return StageResult(num_taken, counts)
+
+    def _check_scorer(self, columns: pl.DataFrame) -> None:
+        """Refuse perplexities of several models, or of another one than is to be trained."""
+        scorers = columns["scorer"].drop_nulls().unique().sort().to_list()
+        if isinstance(self.config.rule, RandomRule) or not scorers:
+            return
+        if len(scorers) > 1:
+            raise DataError(
+                f"stage '{self.config.name}'",
+                f"'{self.config.table}' holds perplexities that cannot be compared, by "
+                f"{', '.join(scorers)}.",
+                "Score all rows with one model, context and template.",
+            )
+        wanted = self.config.scorer
+        if wanted is not None and scorers[0] != wanted:
+            raise DataError(
+                f"stage '{self.config.name}'",
+                f"the perplexities of '{self.config.table}' are by {scorers[0]}, not {wanted}.",
+                "Score the table again, or correct 'scorer'.",
+            )
 
     def _needed(self) -> tuple[str, ...]:
         config = self.config
@@ -135,8 +175,9 @@ class Select(Stage[SelectConfig]):
             refused[f"not_{config.where}"] = len(samples) - len(rows)
         if not isinstance(config.rule, RandomRule):
             finite = pl.col("ppl").is_finite()
-            for row in rows.filter(~finite).to_dicts():
-                quarantine.add("perplexity is not finite", row, str(row["ppl"]))
+            for row in rows.filter(~finite).iter_rows(named=True):
+                place = f"row {row['row']}"
+                quarantine.add("perplexity is not finite", row, str(row["ppl"]), place=place)
             refused |= quarantine.counts()
             rows = rows.filter(finite)
         if config.max_tokens is not None:

@@ -5,7 +5,7 @@ Layout: `checkpoints/iter_0000010/` holds Megatron's distributed checkpoint, `tr
 `checkpoints/latest_checkpointed_iteration.txt` names the newest. Optimizer states are stored by
 parameter, so that TP, PP and DP may change. No random-number state is stored: nothing is drawn in
 an update, and the order of the data is a pure function of what `Progress` holds. Not here: files
-and their names (`checkpoint_files.py`), the export to Hugging Face (`models/exporter.py`).
+and their names (`checkpoint_folder.py`), the export to Hugging Face (`models/exporter.py`).
 """
 
 import queue
@@ -23,7 +23,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor
 
 from megatron_reason.config.train import KeepConfig
-from megatron_reason.engine import checkpoint_files as files
+from megatron_reason.engine import checkpoint_folder as files
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.errors import CheckpointError
 from megatron_reason.files import read_json, write_json, write_text
@@ -146,13 +146,13 @@ def load_latest(
 
 
 def checkpoint_bytes(trainable: Trainable) -> int:
-    """Bytes a checkpoint takes, within a few per cent; the same on every rank."""
-    mine = 0
-    if trainable.topology.dp_rank == 0:
-        mine = sum(
-            parameter.numel() * (parameter.element_size() + 4 * _FLOAT32_STATES)
-            for parameter in trainable.model.parameters()
-        )
+    """Bytes a checkpoint takes at most, to a few per cent; the same on every rank."""
+    # Experts are replicated over fewer ranks than the rest; counting them so counts too much.
+    mine = sum(
+        parameter.numel() * (parameter.element_size() + 4 * _FLOAT32_STATES)
+        for parameter in trainable.model.parameters()
+        if trainable.topology.dp_rank == 0 or not getattr(parameter, "allreduce", True)
+    )
     total = torch.tensor(mine, dtype=torch.int64, device=trainable.device)
     dist.all_reduce(total)
     return int(total)

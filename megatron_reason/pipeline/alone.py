@@ -15,6 +15,7 @@ from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.config.template import TemplateConfig
+from megatron_reason.curation._parts import PARTS
 from megatron_reason.curation.base import STAGES, StageContext, StageResult, build_stage
 from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.evaluation.summary import EvalSummary
@@ -30,6 +31,8 @@ from megatron_reason.registry import suggest
 from megatron_reason.training.jobs import EntropyJob, StageJob, TrainJob
 
 MODEL_CACHE = Path("models")
+_UNFINISHED = (PARTS, "logs")
+"""What a stage that was killed leaves behind, from which it goes on."""
 _NO_MODEL = ModelConfig(path="(no model given: --set model.path=...)")
 
 
@@ -94,7 +97,7 @@ def run_stage_alone(
             f"it reads '{missing[0]}'; --in gives {', '.join(folders) or 'nothing'}.",
             suggest(missing[0], [*folders]) if folders else f"Add --in {missing[0]}=DIR",
         )
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and any(path.name not in _UNFINISHED for path in output.iterdir()):
         raise DataError(
             str(output), "the folder is not empty.", "Remove it, or give another with --out."
         )

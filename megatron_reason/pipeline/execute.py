@@ -193,7 +193,7 @@ def _run_unless_done(stage: PlannedStage, setting: Setting) -> None:
 def _prepare(folder: Path, stage: PlannedStage) -> None:
     """Make the folder; keep what is in it only if this very stage can go on with it."""
     mark = folder / _HASH
-    can_go_on = stage.kind in ("train", "eval")
+    can_go_on = stage.kind in ("train", "eval", "curate")
     is_same = mark.is_file() and mark.read_text(encoding="utf-8").strip() == stage.hash
     if folder.exists() and not (can_go_on and is_same):
         shutil.rmtree(folder)

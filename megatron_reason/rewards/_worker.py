@@ -30,7 +30,7 @@ def serve(descriptor: int, reward_name: str, suicide_s: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The default action of the alarm is to end the process, whatever Python is doing.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    grade = REWARDS.get(reward_name)
+    grade = REWARDS.get(reward_name).grade
     with Connection(descriptor) as connection, contextlib.suppress(EOFError, BrokenPipeError):
         connection.send_bytes(b"{}")
         while True:

@@ -82,6 +82,8 @@ class Verdict:
     status: Status
     extracted: str = ""
     """The answer found in the response, as text."""
+    gold: str = ""
+    """The true answer it was compared with, as text."""
     elapsed_ms: float = 0.0
     """Time the check took in milliseconds."""
 

@@ -15,7 +15,7 @@ from megatron_reason.engine.checkpoint import (
     load_latest,
     save_checkpoint,
 )
-from megatron_reason.engine.checkpoint_files import require_space
+from megatron_reason.engine.checkpoint_folder import require_space
 from megatron_reason.engine.guards import NonFiniteGuard, check_packing
 from megatron_reason.engine.order import planned_updates, rows_of_update
 from megatron_reason.engine.prepass import score_microbatches

@@ -134,10 +134,9 @@ def _curate(folders: dict[str, Path], rng: np.random.Generator) -> None:
     errors = _samples(1 + rng.lognormal(0.2, 0.6, 90), rng, Status.WRONG, "self")
     write_table(folders["teacher_ppl"], Kind.SAMPLES, pool)
     write_table(folders["self_ppl"], Kind.SAMPLES, errors)
-    quarantine = Quarantine.empty()
-    quarantine.add("perplexity is not finite", {"sample_id": "x"})
-    quarantine.add("perplexity is not finite", {"sample_id": "y"})
-    quarantine.write(folders["teacher_ppl"])
+    with Quarantine(folders["teacher_ppl"]) as quarantine:
+        quarantine.add("perplexity is not finite", {"sample_id": "x"})
+        quarantine.add("perplexity is not finite", {"sample_id": "y"})
     bell = pool.filter(pl.col("ppl").is_between(EDGES[0], EDGES[-1])).head(24)
     chosen = {
         "random": pool.head(24),

@@ -33,6 +33,60 @@ needs_data = pytest.mark.skipif(
         ("", "18", Status.NO_ANSWER),
         (r"\boxed{}", "18", Status.PARSE_ERROR),
         (r"\boxed{5}", "", Status.PARSE_ERROR),
+        # The last complete box, whatever is announced besides.
+        (r"The final answer is 4. I hope it is correct. \boxed{5}", "5", Status.OK),
+        (r"\boxed{\frac{1}{\sqrt{\frac{4}{1}}}}", r"\frac{1}{2}", Status.OK),
+        (r"\boxed{3}, or rather \boxed{4", "3", Status.OK),
+        (r"\boxed{\left\{1, 2\right.}", r"\left\{1,2\right.", Status.OK),
+        # After the thoughts only.
+        (r"<think>\boxed{4}</think> It is \boxed{5}.", "5", Status.OK),
+        (r"<think>\boxed{5}</think> It is \boxed{4}.", "5", Status.WRONG),
+        (r"<think>\boxed{5}</think>", "5", Status.NO_ANSWER),
+        (r"<think>It is \boxed{5}", "5", Status.NO_ANSWER),
+        (r"It is \boxed{4}</think>\boxed{5}", "5", Status.OK),
+        # Choices.
+        (r"\boxed{C}", "C", Status.OK),
+        (r"\boxed{\text{(C)}}", "C", Status.OK),
+        (r"\boxed{C. 42}", "(C)", Status.OK),
+        (r"\boxed{\textbf{(B)}\ 42}", "C", Status.WRONG),
+        ("The answer is (C).", "C", Status.OK),
+        ("Answer: **D**", "C", Status.WRONG),
+        # Intervals and sets.
+        (r"\boxed{\left[1, 2\right)}", "[1,2)", Status.OK),
+        (r"\boxed{(1, 2]}", "[1,2)", Status.WRONG),
+        (r"\boxed{(-\infty, 3) \cup [5, \infty)}", r"(-\infty,3)\cup[5,\infty)", Status.OK),
+        (r"\boxed{\{2, 1\}}", r"\{1,2\}", Status.OK),
+        (r"\boxed{1} and \boxed{2}", "1, 2", Status.OK),
+        (r"\boxed{\{1, 3\}}", r"\{1,2\}", Status.WRONG),
+        # Matrices.
+        (
+            r"\boxed{\begin{pmatrix} 0.5 \\ 2 \end{pmatrix}}",
+            r"\begin{pmatrix} \frac12 \\ 2 \end{pmatrix}",
+            Status.OK,
+        ),
+        (
+            r"\boxed{\begin{pmatrix} 1 & 2 \end{pmatrix}}",
+            r"\begin{pmatrix} 1 & 3 \end{pmatrix}",
+            Status.WRONG,
+        ),
+        # Units, money and percentages.
+        (r"\boxed{5\text{ cm}}", "5", Status.OK),
+        (r"\boxed{\$18.90}", r"\$18.90", Status.OK),
+        (r"\boxed{50\%}", "50\\%", Status.OK),
+        (r"\boxed{50}\%", "50\\%", Status.OK),
+        (r"\boxed{50\%}", "50", Status.OK),
+        (r"\boxed{50\%}", "0.5", Status.OK),
+        (r"\boxed{50\%}", "5", Status.WRONG),
+        (r"\boxed{1{,}250}", "1,250", Status.OK),
+        # Number bases.
+        (r"\boxed{52_8}", "52_8", Status.OK),
+        (r"\boxed{52_{9}}", "52_8", Status.WRONG),
+        # What no parser should see.
+        (r"\boxed{" + "7" * 9_999 + "}", "7" * 9_999, Status.OK),
+        (r"\boxed{" + "7" * 9_999 + "}", "7" * 9_998 + "8", Status.WRONG),
+        (r"\boxed{" + "7" * 9_999 + "}", r"\frac12", Status.PARSE_ERROR),
+        (r"\boxed{" + r"\sqrt{" * 500 + "2" + "}" * 500 + "}", "2", Status.PARSE_ERROR),
+        ("\\boxed{\x00}", "2", Status.PARSE_ERROR),
     ],
 )
 def test_status(response, answer, status):
@@ -57,7 +111,6 @@ def test_reports_what_it_extracted():
         r"The final answer is $\boxed{05}$.",
         r"The answer is 7. \boxed{50}",
         r"12 \boxed{0.5}",
-        r"The final answer is 4. I hope it is correct. \boxed{5}",
         r"\boxed{1000000}",
         r"$\boxed{5}\%$",
         r"\boxed{5} apples",
@@ -73,17 +126,17 @@ def test_short_cut_agrees_with_the_library(response, answer):
     assert (grade_math(response, answer).status is Status.OK) == library
 
 
-# Wrong verdicts, as measured with math-verify 0.9.0: it ignores number bases, and compares free
-# symbols next to units or derivatives by their letters.
+# Wrong verdicts, as measured with math-verify 0.9.0: it compares free symbols next to units or
+# derivatives by their letters.
 @needs_data
 @pytest.mark.parametrize(
     ("name", "rows", "most_wrong"),
     [
-        ("math_verify_tests", 111, 1),
-        ("math500_variants", 421, 5),
+        ("math_verify_tests", 111, 0),
+        ("math500_variants", 421, 0),
         ("math_cot_responses", 400, 0),
         ("gsm8k_model_solutions", 2636, 0),
-        ("minerva_pairs", 155, 11),
+        ("minerva_pairs", 155, 8),
     ],
 )
 def test_agreement_with_recorded_verdicts(name, rows, most_wrong, record_property):

@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -41,11 +42,17 @@ def test_wrong_tables_are_refused(tmp_path: Path) -> None:
 
 
 def test_quarantined_rows_are_counted_and_kept(tmp_path: Path) -> None:
-    quarantine = Quarantine.empty()
-    quarantine.write(tmp_path)
+    with Quarantine(tmp_path):
+        pass
     assert list(tmp_path.iterdir()) == []
-    for reason in ("empty", "empty", "too long"):
-        quarantine.add(reason, SAMPLE, "detail")
-    quarantine.write(tmp_path)
+    with Quarantine(tmp_path) as quarantine:
+        for reason in ("empty", "empty", "too long"):
+            quarantine.add(reason, SAMPLE, "detail", place="file:3")
     assert quarantine.counts() == {"empty": 2, "too long": 1}
-    assert len(pl.read_parquet(tmp_path / "quarantine.parquet")) == 3
+    found = pl.read_parquet(tmp_path / "quarantine.parquet")
+    assert found["place"].to_list() == ["file:3"] * 3
+    with suppress(RuntimeError), Quarantine(tmp_path / "failed") as quarantine:
+        quarantine.add("empty", SAMPLE)
+        raise RuntimeError
+    # What was refused before an error helps to understand it.
+    assert len(pl.read_parquet(tmp_path / "failed" / "quarantine.parquet")) == 1

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_reason.engine import checkpoint_files as files
+from megatron_reason.engine import checkpoint_folder as files
 from megatron_reason.schema.method import METHODS
 from megatron_reason.schema.tables import Kind, read_table
 from tests.engine import invariance

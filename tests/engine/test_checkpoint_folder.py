@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from megatron_reason.config.train import KeepConfig
-from megatron_reason.engine import checkpoint_files as files
+from megatron_reason.engine import checkpoint_folder as files
 from megatron_reason.errors import CheckpointError
 
 

@@ -1,0 +1,84 @@
+r"""Answers that can be compared without a computer algebra system: equal texts, numbers, choices.
+
+Only what is plain to see is decided; everything else is left open (None). Strings only, fast and
+bounded: this runs in the caller's process. Not here: where the answer stands (`stated.py`).
+"""
+
+import re
+from fractions import Fraction
+
+_SPACING = re.compile(r"\\[ ,!;:>]|\\(?:quad|qquad|displaystyle)(?![A-Za-z])|[\s~]")
+_SIZING = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big)(?=[^A-Za-z])")
+_MONEY = re.compile(r"\\?\$")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
+_GROUPED = re.compile(r"[-+]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?")
+_IN_BASE = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d))")
+_MAX_DIGITS = 4000
+
+_CHOICE_GOLD = re.compile(r"\(?\s*([A-J])\s*\)?\.?")
+_STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_CHOICE = re.compile(r"\W*([A-Ja-j])(?:\s*[).:,]|\s*$)")
+_SAID_CHOICE = re.compile(
+    r"(?i:answer|choice|option)(?i:\s*(?:is|:|=))*\s*[\W_]{0,6}([A-J])(?![A-Za-z0-9_'])"
+)
+
+
+def normal(expression: str) -> str:
+    r"""`expression` without what never changes its meaning: spaces, `\left`, `$`, a full stop."""
+    text = _SIZING.sub("", _SPACING.sub("", expression))
+    text = _MONEY.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    return text.rstrip(".")
+
+
+def equal(stated: str, gold: str) -> bool | None:
+    """Whether two bare answers are equal, where that is plain to see.
+
+    True: the same text, or the same number in decimals. False: two different integers, or digits in
+    different bases. None: anything else; decimals may differ by rounding.
+    """
+    mine, theirs = normal(stated), normal(gold)
+    if not mine or not theirs:
+        return None
+    if mine == theirs:
+        return True
+    if _IN_BASE.fullmatch(mine) and _IN_BASE.fullmatch(theirs):
+        return _digits_and_base(mine) == _digits_and_base(theirs)
+    mine, theirs = _ungrouped(mine), _ungrouped(theirs)
+    if not (_NUMBER.fullmatch(mine) and _NUMBER.fullmatch(theirs)):
+        return None
+    if max(len(mine), len(theirs)) > _MAX_DIGITS:
+        both_whole = "." not in mine and "." not in theirs
+        return _without_zeros(mine) == _without_zeros(theirs) if both_whole else None
+    if Fraction(mine) == Fraction(theirs):
+        return True
+    both_whole = "." not in mine and "." not in theirs
+    return False if both_whole else None
+
+
+def choice_of(gold: str) -> str | None:
+    """Letter of a multiple-choice answer, A to J; None where `gold` is no such letter."""
+    match = _CHOICE_GOLD.fullmatch(_STYLE.sub(r"\1", gold).replace("$", "").strip())
+    return match[1] if match else None
+
+
+def stated_choice(box: str | None, text: str) -> str | None:
+    """Letter that a response chose: the one its box begins with, else the last one announced."""
+    if box is not None:
+        match = _CHOICE.match(_STYLE.sub(r"\1", box).strip())
+        return match[1].upper() if match else None
+    said = _SAID_CHOICE.findall(text)
+    return said[-1] if said else None
+
+
+def _ungrouped(number: str) -> str:
+    return _THOUSANDS.sub("", number) if _GROUPED.fullmatch(number) else number
+
+
+def _digits_and_base(number: str) -> str:
+    return re.sub(r"[{}]", "", number).lower().lstrip("0")
+
+
+def _without_zeros(whole: str) -> str:
+    sign = "-" if whole.startswith("-") else ""
+    return sign + whole.lstrip("+-").lstrip("0")

@@ -1,0 +1,144 @@
+"""Every public data set on a small file of its shape, and on the real one where it is at hand."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from megatron_reason.curation.datasets.base import DATASETS, open_source
+from megatron_reason.curation.ingest import Ingest, IngestConfig
+from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.schema.tables import Kind, read_table
+from tests.curation.stages import context
+
+TRAIN = Path(__file__).parents[3] / ".." / "shared" / "data" / "train"
+TRACES = [f"<think>{n}</think>\\boxed{{2}}" for n in "abc"]
+USER = [{"role": "user", "content": "1+1?"}]
+
+# Rows of each set; the questions, answers and numbers of responses read; reasons of the refused.
+SMALL = {
+    "acereason_sft": (
+        [
+            {"category": "math", "source": "numina", "input": "1+1?", "output": TRACES[0]},
+            {"category": "math", "source": "numina", "input": "1+1?", "output": TRACES[1]},
+            {"category": "code", "source": "taco", "input": "Sort.", "output": "def f(): ..."},
+        ],
+        [("1+1?", "", 2)],
+        {"not mathematics": 1},
+    ),
+    "oxa_acereason_math": (
+        [
+            {"uuid": "a", "query": "1+1?", "gt": "2", "DeepSeek-R1_Response_List": TRACES},
+            {"uuid": "b", "query": "2+2?", "gt": " ", "DeepSeek-R1_Response_List": TRACES},
+            {"uuid": "a", "query": "3+3?", "gt": "6", "DeepSeek-R1_Response_List": []},
+        ],
+        [("1+1?", "2", 3)],
+        {"empty answer": 1, "duplicate id": 1},
+    ),
+    "openr1_math_46k_8192": (
+        [
+            {
+                "data_source": "openr1",
+                "prompt": [{"role": "system", "content": "Think."}, *USER],
+                "target": [{"role": "assistant", "content": TRACES[0]}],
+                "reward_model": {"ground_truth": "2", "style": "rule"},
+            }
+        ],
+        [("1+1?", "2", 1)],
+        {},
+    ),
+    "openr1_math_220k": (
+        [
+            {
+                "uuid": f"{n}", "problem": f"{n}+1?", "answer": f"{n + 1}", "source": "olympiads",
+                "problem_type": "Algebra", "generations": TRACES[:2],
+                "is_reasoning_complete": [True, complete],
+                "correctness_math_verify": [first, True],
+            }
+            for n, (first, complete) in enumerate([(True, True), (False, True), (False, False)])
+        ],
+        [("0+1?", "1", 2), ("1+1?", "2", 1)],
+        {"no verified generation": 1},
+    ),
+    "numina_math_cot": (
+        [
+            {"source": "olympiads", "problem": "1+1?", "solution": r"It is $\boxed{\frac{4}{2}}$."},
+            {"source": "proofs", "problem": "Prove it.", "solution": "Obvious."},
+        ],
+        [("1+1?", r"\frac{4}{2}", 1)],
+        {"no boxed answer in the solution": 1},
+    ),
+    "deepscaler_preview": (
+        [
+            {"problem": "1+1?", "answer": "2", "solution": ""},
+            {"problem": "2+2?", "answer": "4", "solution": "It is 4."},
+            {"problem": "3+3?", "answer": "", "solution": ""},
+        ],
+        [("1+1?", "2", 0), ("2+2?", "4", 1)],
+        {"empty answer": 1},
+    ),
+    "gsm8k": (
+        [
+            {"question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### 1,002"},
+            {"question": "2+2?", "answer": "4"},
+        ],
+        [("1+1?", "1002", 1)],
+        {"no '####' before the answer": 1},
+    ),
+    "math": (
+        [{"problem": "1+1?", "level": "Level 1", "type": "Algebra", "solution": r"\boxed{2}"}],
+        [("1+1?", "2", 1)],
+        {},
+    ),
+}  # fmt: skip
+
+
+def test_every_data_set_is_tried_here():
+    assert DATASETS.names() == sorted(SMALL)
+    for name, known in DATASETS:
+        assert known.name == name
+        assert known.hub.startswith("hf://datasets/")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_reads_rows_of_its_shape(tmp_path, name):
+    rows, expected, refused = SMALL[name]
+    folder = tmp_path / "copy" / "data"
+    folder.mkdir(parents=True)
+    pl.DataFrame(rows[:1]).write_parquet(folder / "train-0.parquet")
+    pl.DataFrame(rows[1:] or rows).write_parquet(folder / "train-1.parquet")
+    config = IngestConfig(name="teacher", source=str(tmp_path / "copy"), dataset=name)
+    result = Ingest(config).run(context(tmp_path / "out"))
+    problems = read_table(tmp_path / "out", Kind.PROBLEMS)
+    samples = read_table(tmp_path / "out", Kind.SAMPLES)
+    found = [
+        (row["messages"][-1]["content"], row["answer"],
+         samples.filter(pl.col("problem_id") == row["problem_id"]).height)
+        for row in problems.to_dicts()
+    ]  # fmt: skip
+    assert found == expected
+    for reason, number in refused.items():
+        assert result.counts[reason] == number
+    if refused:
+        places = pl.read_parquet(tmp_path / "out" / "quarantine.parquet")["place"]
+        assert all(place.startswith("train-1.parquet row") for place in places)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ConfigError, match="'gsm8k'"):
+        open_source("x", "gsm8")
+    pl.DataFrame({"problem": ["a"]}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="gsm8k: question, answer"):
+        open_source(str(tmp_path / "a.parquet"), "gsm8k")
+    with pytest.raises(DataError, match="no such file"):
+        open_source(str(tmp_path / "nowhere"), "gsm8k")
+
+
+@pytest.mark.skipif(not TRAIN.is_dir(), reason="needs the data sets in ../shared/data/train")
+def test_the_real_deepscaler_prompts_contradict_themselves(tmp_path):
+    config = IngestConfig(
+        name="rl", source=str(TRAIN / "deepscaler_10k.jsonl"), dataset="deepscaler_preview"
+    )
+    counts = Ingest(config).run(context(tmp_path)).counts
+    assert counts["contradictory answer"] == 9
+    assert counts["problems_train"] + counts["duplicate problem"] + 9 == 9_998

@@ -1,0 +1,72 @@
+"""Shards and their union: the same table as without shards, and what is refused."""
+
+import re
+
+import pytest
+
+from megatron_reason.curation.grade import Grade, GradeConfig
+from megatron_reason.curation.merge import Merge, MergeConfig
+from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.schema.tables import Kind, Quarantine, read_table
+from tests.curation.stages import context, sample, write_samples
+
+NUM_SHARDS = 3
+
+
+def grade(folder, table, **config):
+    config = GradeConfig(name="graded", table="in", reward="numeric", workers=1, **config)
+    return Grade(config).run(context(folder, {"in": table}))
+
+
+def merge(output, folders):
+    inputs = {f"t{number}": folder for number, folder in enumerate(folders)}
+    config = MergeConfig(name="merged", tables=tuple({"table": name} for name in inputs))
+    return Merge(config).run(context(output, inputs))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    rows = [sample(number, response=f"It is {number % 3}.") for number in range(10)]
+    return write_samples(tmp_path_factory.mktemp("in"), rows)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, table):
+    folders = [tmp_path_factory.mktemp(f"shard{index}") for index in range(NUM_SHARDS)]
+    for index, folder in enumerate(folders):
+        grade(folder, table, shard=f"{index}/{NUM_SHARDS}")
+    return folders
+
+
+def test_shards_make_up_the_whole_in_any_order(tmp_path, table, shards):
+    grade(tmp_path / "whole", table)
+    result = merge(tmp_path / "merged", [shards[2], shards[0], shards[1]])
+    whole = read_table(tmp_path / "whole", Kind.SAMPLES)
+    assert read_table(tmp_path / "merged", Kind.SAMPLES).equals(whole)
+    assert result.num_rows == 10
+    assert sorted(result.counts.values()) == [3, 3, 4]
+
+
+def test_refused_shards(tmp_path, table, shards):
+    with pytest.raises(DataError, match=r"'t0' and 't3' are the same shard, 0/3, rows 0 to 3"):
+        merge(tmp_path, [*shards, shards[0]])
+    with pytest.raises(DataError, match="shards 1/3 are missing"):
+        merge(tmp_path, [shards[0], shards[2]])
+    with pytest.raises(DataError, match="is a whole table"):
+        merge(tmp_path, [*shards, table])
+    grade(tmp_path / "other", table, shard="1/3", keep="correct")
+    with pytest.raises(DataError, match="not shards of one whole"):
+        merge(tmp_path / "out", [shards[0], tmp_path / "other", shards[2]])
+    with pytest.raises(ConfigError, match=re.escape("first is 0/3, the last 2/3")):
+        grade(tmp_path / "none", table, shard="3/3")
+
+
+def test_whole_tables_are_joined_unless_they_share_a_sample(tmp_path, table):
+    more = write_samples(tmp_path / "more", [sample(number) for number in range(20, 23)])
+    with Quarantine(more) as quarantine:
+        quarantine.add("bad", "row")
+    assert merge(tmp_path / "both", [table, more]).num_rows == 13
+    assert (tmp_path / "both" / "quarantine.parquet").is_file()
+    again = write_samples(tmp_path / "again", [sample(30), sample(21)])
+    with pytest.raises(DataError, match=r"1 samples occur twice.*row 1 of 't1' and row 1 of 't2'"):
+        merge(tmp_path / "twice", [table, more, again])

@@ -1,0 +1,71 @@
+"""What is decided without a computer algebra system, and what is left to it."""
+
+import time
+
+import pytest
+
+from megatron_reason.rewards._plain import choice_of, equal, normal, stated_choice
+
+
+@pytest.mark.parametrize(
+    ("stated", "gold", "expected"),
+    [
+        ("5", "5", True),
+        ("05", "5", True),
+        ("5.0", "5", True),
+        ("-5", "5", False),
+        ("1,250", "1250", True),
+        ("1{,}250", "1250", True),
+        ("1,25", "125", None),
+        ("0.33", "0.3333", None),
+        (r"\dfrac{1}{2}", r"\frac{1}{2}", True),
+        (r"\left( 1, 2 \right)", "(1,2)", True),
+        ("x", "y", None),
+        ("", "", None),
+        ("52_8", "52_{8}", True),
+        ("52_9", "52_8", False),
+        ("7" * 9000, "7" * 9000 + "1", False),
+        ("0" + "7" * 9000, "7" * 9000, True),
+        ("1e5", "100000", None),
+    ],
+)
+def test_equal(stated, gold, expected):
+    assert equal(stated, gold) is expected
+
+
+def test_normal_keeps_what_has_a_meaning():
+    assert normal(r"\leftarrow x\ y.") == r"\leftarrowxy"
+    assert normal(r"\$ 5") == "5"
+
+
+@pytest.mark.parametrize(
+    ("gold", "letter"),
+    [("C", "C"), ("(C)", "C"), (r"\text{(C)}", "C"), ("c", None), ("CA", None), ("K", None)],
+)
+def test_choice_of(gold, letter):
+    assert choice_of(gold) == letter
+
+
+@pytest.mark.parametrize(
+    ("box", "text", "letter"),
+    [
+        ("C", "", "C"),
+        (r"\textbf{(c)}\ 42", "", "C"),
+        ("42", "answer is A", None),
+        (None, "Answer: (B)", "B"),
+        (None, "The answer is A. No, the answer is **D**.", "D"),
+        (None, "A good answer is a long one", None),
+    ],
+)
+def test_stated_choice(box, text, letter):
+    assert stated_choice(box, text) == letter
+
+
+@pytest.mark.parametrize("piece", ["1", "1,111,", "answer ", "\\left", "{,}", "_8", " "])
+def test_time_is_bounded_on_long_answers(piece):
+    text = piece * (10_000 // len(piece))
+    started_s = time.perf_counter()
+    equal(text, text + "1")
+    stated_choice(text, text)
+    stated_choice(None, text * 2)
+    assert time.perf_counter() - started_s < 0.5
