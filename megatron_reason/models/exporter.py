@@ -179,18 +179,18 @@ def _blocks(
     step = max(1, _BLOCK_BYTES * rows // stored.nbytes)
     for begin in range(0, rows, step):
         end = min(begin + step, rows)
-        parts = [(rank, _within(piece, begin, end)) for rank, piece in origin.pieces]
         whole: Tensor | None = None
-        for rank, piece in [(rank, piece) for rank, piece in parts if piece is not None]:
-            values = None
-            if topology.rank == rank:
-                values = local[origin.parameter].data[piece.local].to(stored.dtype).contiguous()
-            if topology.rank != 0:
-                if values is not None:
-                    dist.send(values, dst=0)
+        for rank, piece in origin.pieces:
+            part = _within(piece, begin, end)
+            if part is None or topology.rank not in (0, rank):
                 continue
-            extent = _extent(piece, columns)
-            if values is None:
+            extent = _extent(part, columns)
+            if topology.rank == rank:
+                values = local[origin.parameter].data[part.local].to(stored.dtype).contiguous()
+                if rank != 0:
+                    dist.send(values, dst=0)
+                    continue
+            else:
                 values = torch.empty(extent, dtype=stored.dtype, device=platform.device())
                 dist.recv(values, src=rank)
             if extent == [end - begin, *columns]:
@@ -198,7 +198,7 @@ def _blocks(
                 continue
             if whole is None:
                 whole = torch.empty(end - begin, *columns, dtype=stored.dtype)
-            rectangle = (slice(piece.rows.start - begin, piece.rows.stop - begin), piece.columns)
+            rectangle = (slice(part.rows.start - begin, part.rows.stop - begin), part.columns)
             whole[rectangle[: whole.dim()]] = values.cpu()
         if whole is not None:
             yield whole

@@ -23,6 +23,7 @@ from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.errors import ConversionError
 from megatron_reason.files import atomic_folder, hash_file, read_json, write_json, write_text
+from megatron_reason.generation.templates import TEMPLATES
 from megatron_reason.launch.base import Job
 from megatron_reason.launch.local import LocalLauncher
 from megatron_reason.logs import setup_logging
@@ -49,8 +50,9 @@ class ConversionSettings(Strict):
     """CPU threads of each worker process."""
     max_shard_size: int | None = Field(default=None, ge=1)
     """Largest file of weights in bytes; None keeps the source's distribution over files."""
-    chat_template: Path | None = None
-    """File with the Jinja template that is written; None keeps the model's."""
+    chat_template: str | None = None
+    """Chat template that is written: one of `mreason list templates`, or a file with Jinja text;
+    None keeps the model's."""
 
 
 class ConversionJob(Strict):
@@ -62,6 +64,8 @@ class ConversionJob(Strict):
     """Hugging Face folder that is written."""
     settings: ConversionSettings
     """How."""
+    chat_template: str | None
+    """Jinja text to write; None keeps the model's."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,13 @@ def convert(source: Path, target: Path, overrides: Sequence[str]) -> None:
 
     Raises:
         ConversionError: a checkpoint that no family covers.
+        ConfigError: a chat template that is neither known nor a file.
         TopologyError: sizes that the layout cannot split.
         LaunchError: workers that did not end well.
     """
     settings = _settings(source, overrides)
-    job = ConversionJob(source=source, target=target, settings=settings)
+    template = _template_text(settings.chat_template)
+    job = ConversionJob(source=source, target=target, settings=settings, chat_template=template)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "conversion.json"
         write_text(file, job.model_dump_json())
@@ -222,6 +228,12 @@ def _settings(source: Path, overrides: Sequence[str]) -> ConversionSettings:
     return settings
 
 
+def _template_text(template: str | None) -> str | None:
+    if template is None or Path(template).is_file():
+        return template and Path(template).read_text(encoding="utf-8")
+    return TEMPLATES.get(template, "chat_template").jinja
+
+
 def _tensor_digests(folder: Path) -> dict[str, str]:
     """Data type, shape and SHA-256 of every tensor."""
     import torch
@@ -251,12 +263,7 @@ def main() -> None:
         with parallel_world(parallel, seed=0) as topology:
             setup_logging(rank=topology.rank)
             stage = load_model(model, job.source, parallel, topology)
-            template = job.settings.chat_template
-            changes = Changes(
-                model.rope_theta,
-                model.context_length,
-                template.read_text(encoding="utf-8") if template else None,
-            )
+            changes = Changes(model.rope_theta, model.context_length, job.chat_template)
             export_hf(
                 stage, job.source, job.target, topology, changes,
                 max_shard_size=job.settings.max_shard_size,

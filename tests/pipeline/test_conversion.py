@@ -6,8 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_reason.errors import ConversionError, TopologyError
-from megatron_reason.pipeline.conversion import bring_in, compare, convert, verify
+from megatron_reason.errors import ConfigError, ConversionError, TopologyError
+from megatron_reason.generation.templates import TEMPLATES
+from megatron_reason.pipeline.conversion import (
+    _template_text,
+    bring_in,
+    compare,
+    convert,
+    verify,
+)
 from tests.models.tiny import make
 
 
@@ -46,6 +53,17 @@ def test_export_changes_only_what_was_asked(model, tmp_path):
         json.loads((folder / "config.json").read_text()) for folder in (model, tmp_path / "long")
     )
     assert after == before | {"max_position_embeddings": 4096}
+
+
+def test_a_chat_template_is_one_of_ours_or_a_file(model, tmp_path):
+    with pytest.raises(ConfigError, match="no template called 'qwen_no_sistem'"):
+        convert(model, tmp_path / "x", ["chat_template=qwen_no_sistem"])
+    assert not (tmp_path / "x.log").exists()
+    file = tmp_path / "mine.jinja"
+    file.write_text("é", encoding="utf-8")
+    assert _template_text(str(file)) == "é"
+    assert _template_text("qwen_no_system") == TEMPLATES.get("qwen_no_system").jinja
+    assert _template_text(None) is None
 
 
 def test_layouts_that_do_not_fit_are_refused_before_anything_starts(model, tmp_path):

@@ -281,8 +281,10 @@ def measure(source: Path, size: int, layout: tuple[int, int], rounds: int) -> di
     return json.loads(result.read_text(encoding="utf-8"))
 
 
-def page(size: int, layers: int, rounds: list[Round], memory: list[Memory]) -> str:
-    """The result as Markdown."""
+def page(
+    size: int, layers: int, rounds: list[Round], memory: list[Memory], others: tuple[float, float]
+) -> str:
+    """The result as Markdown; `others` is the machine's load average before and after."""
     loads = [r.load / r.read for r in rounds]
     exports = [r.export / r.write for r in rounds]
     lines = [
@@ -290,7 +292,8 @@ def page(size: int, layers: int, rounds: list[Round], memory: list[Memory]) -> s
         f"Written by `tools/bench/convert.py` on {date.today()}: {os.cpu_count()} cores, a random "
         f"Qwen2 of the widths of Qwen2.5-1.5B with {layers} layers, {size / 1e9:.2f} GB in "
         "bfloat16, one process, page cache dropped "
-        "before each.", "",
+        f"before each. Load average of the machine {others[0]:.1f} before and {others[1]:.1f} "
+        "after; with more than 1, neighbours took part in every number.", "",
         "| round | dd reads | we load | share | dd writes | we export | share |", "|---" * 7 + "|",
     ]  # fmt: skip
     for number, (r, load, export) in enumerate(zip(rounds, loads, exports, strict=True), 1):
@@ -325,6 +328,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         source = Path(folder) / "source"
         size = make_checkpoint(source, chosen.layers)
+        before = os.getloadavg()[0]
         rounds: list[Round] = []
         memory: list[Memory] = []
         for layout in MEMORY_LAYOUTS:
@@ -332,11 +336,13 @@ def main() -> None:
             found = measure(source, size, layout, chosen.rounds if alone else 0)
             rounds += [Round(**r) for r in found["rounds"]]
             memory += [Memory(**m) for m in found["memory"]]
-    text = page(size, chosen.layers, rounds, memory)
+    others = (before, os.getloadavg()[0])
+    text = page(size, chosen.layers, rounds, memory, others)
     results = ROOT / "tools" / "bench" / "results"
     (results / "convert.md").write_text(text, encoding="utf-8")
     content = {
         "date": str(date.today()), "cores": os.cpu_count(), "layers": chosen.layers, "bytes": size,
+        "load_average": others,
         "rounds": [asdict(r) for r in rounds], "memory": [asdict(m) for m in memory],
     }  # fmt: skip
     (results / "convert.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
