@@ -1,10 +1,10 @@
 """Writes a stand-in for OXA-AceReason-1.1-Math: its columns and its flaws, invented sums.
 
-    python tools/make_acereason_standin.py TARGET.jsonl [--problems 20000] [--traces 10] [--words 40]
+    python tools/make_acereason_standin.py TARGET.jsonl --problems 20000 --traces 10 --words 40
 
 Rows are {uuid, query, gt, DeepSeek-R1_Response_List}. Of the traces about a quarter are wrong, some
-never finish thinking, some repeat another; some problems come twice, a few with another answer. The
-same arguments give the same bytes.
+never finish thinking, some repeat another; some problems come twice, and a few true answers are
+wrong. The same arguments give the same bytes.
 """
 
 import argparse
