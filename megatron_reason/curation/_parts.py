@@ -111,8 +111,7 @@ class PartedOutput:
         self._source = source
         self._output = output
         self._is_shard = shard is not None
-        settings = config.model_dump_json(exclude={"name", "shard"})
-        self.shard = _shard(shard or "0/1", source, hash_text(settings), config.name)
+        self.shard = shard_of(config, source, shard)
         self._rows_per_part = rows_per_part or rows_per_batch(source.num_rows, source.num_bytes)
         self.missing = self._resume()
 
@@ -150,7 +149,7 @@ class PartedOutput:
                     writer.append(batch)
         join_quarantines([part.folder for part in self._parts()], self._output)
         if self._is_shard:
-            write_json(self._output / SHARD, asdict(self.shard))
+            write_shard(self._output, self.shard)
         shutil.rmtree(self._output / PARTS, ignore_errors=True)
         return writer.num_rows, dict(counts)
 
@@ -174,14 +173,25 @@ class PartedOutput:
         return missing
 
 
-def _shard(text: str, source: TableReader, settings: str, name: str) -> Shard:
-    index, count = (int(number) for number in text.split("/"))
+def shard_of(config: StageConfig, source: TableReader, shard: str | None) -> Shard:
+    """Rows that a stage treats: all of them, or those of the shard `i/n`.
+
+    Raises:
+        ConfigError: a shard that does not exist.
+    """
+    index, count = (int(number) for number in (shard or "0/1").split("/"))
     if not 0 <= index < count:
         raise ConfigError(
-            f"stage '{name}' shard",
-            f"'{text}' is no shard: of {count} the first is 0/{count}, the last "
+            f"stage '{config.name}' shard",
+            f"'{shard}' is no shard: of {count} the first is 0/{count}, the last "
             f"{count - 1}/{count}.",
             "Count shards from 0.",
         )
+    settings = hash_text(config.model_dump_json(exclude={"name", "shard"}))
     bounds = [source.num_rows * i // count for i in (index, index + 1)]
     return Shard(index, count, source.fingerprint(), settings, *bounds)
+
+
+def write_shard(output: Path, shard: Shard) -> None:
+    """Say beside a table that it is a shard, so that `merge` knows."""
+    write_json(output / SHARD, asdict(shard))

@@ -7,7 +7,7 @@ problems that are too easy or too hard for whoever answered them. Not here: choo
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import polars as pl
@@ -18,6 +18,7 @@ from megatron_reason.curation._readers import SourceRows
 from megatron_reason.curation._texts import TextFlaw, text_objection
 from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
 from megatron_reason.errors import DataError
+from megatron_reason.generation.templates import load_template
 from megatron_reason.logs import get_logger
 from megatron_reason.schema.tables import (
     Kind,
@@ -44,6 +45,8 @@ class FilterConfig(StageConfig):
     """Shortest response kept."""
     max_characters: int | None = Field(default=None, ge=1)
     """Longest response kept; None keeps any."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest response kept, in tokens of the run's model; None keeps any and needs no model."""
     benchmarks: tuple[str, ...] = ()
     """Files of problems (any shape that `ingest` reads) that must not be trained on."""
     max_overlap: float = Field(default=0.6, gt=0, le=1)
@@ -81,7 +84,7 @@ class Filter(Stage[FilterConfig]):
         """
         config = self.config
         source = TableReader(context.inputs[config.table], Kind.SAMPLES)
-        objection = _Objections(config, source)
+        objection = _Objections(config, source, self._count_tokens(context))
         with (
             Quarantine(context.output) as quarantine,
             TableWriter(context.output, Kind.SAMPLES) as writer,
@@ -106,6 +109,12 @@ class Filter(Stage[FilterConfig]):
                 )
         return StageResult(writer.num_rows, counts)
 
+    def _count_tokens(self, context: StageContext) -> Callable[[str], int]:
+        if self.config.max_tokens is None:
+            return lambda _: 0
+        tokenizer = load_template(context.template, context.model_folder).tokenizer
+        return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
 
 class _Objections:
     """What speaks against a row. Remembers a few bytes of each row, to know repeated ones.
@@ -113,10 +122,14 @@ class _Objections:
     Args:
         config: the filters.
         source: the table, read once for what concerns problems as a whole.
+        count_tokens: length of a text.
     """
 
-    def __init__(self, config: FilterConfig, source: TableReader) -> None:
+    def __init__(
+        self, config: FilterConfig, source: TableReader, count_tokens: Callable[[str], int]
+    ) -> None:
         self._config = config
+        self._count_tokens = count_tokens
         self._contaminated = _contaminated(config, source)
         self._outside = _outside_pass_rate(config, source)
         self._seen: set[int] = set()
@@ -137,7 +150,12 @@ class _Objections:
             return "benchmark problem"
         if row["problem_id"] in self._outside:
             return "outside pass_rate"
-        return text_objection(response, config.refuse) if config.refuse else None
+        if (flaw := text_objection(response, config.refuse)) is not None:
+            return flaw
+        too_long = (
+            config.max_tokens is not None and self._count_tokens(response) > config.max_tokens
+        )
+        return "longer than max_tokens" if too_long else None
 
 
 def _outside_pass_rate(config: FilterConfig, source: TableReader) -> set[str]:

@@ -17,12 +17,13 @@ from pydantic import Field
 
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.train import BatchConfig
-from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
+from megatron_reason.curation._parts import shard_of, write_shard
+from megatron_reason.curation.base import RowwiseConfig, Stage, StageContext, StageResult, stage
 from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.rewards.base import FAILED_STATUSES
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.records import Finish, Message, Status
-from megatron_reason.schema.tables import Kind, Quarantine, read_table, write_table
+from megatron_reason.schema.tables import Kind, Quarantine, TableReader, write_table
 
 if TYPE_CHECKING:
     from megatron_reason.engine.prepass import SequenceScore
@@ -33,13 +34,11 @@ Refusal = tuple[str, Row, str]
 """Reason, row, detail."""
 
 
-class ScoreConfig(StageConfig):
+class ScoreConfig(RowwiseConfig):
     """Configuration of the stage `score`."""
 
     stage: Literal["score"] = "score"
     """Kind of stage."""
-    table: str
-    """Stage whose samples are scored."""
     context: Context = "response_only"
     """What a response is conditioned on."""
     where: Literal["all", "correct", "wrong"] = "all"
@@ -53,10 +52,6 @@ class ScoreConfig(StageConfig):
     fp32_logits: bool = False
     """Multiply the LM head in float32 whatever the model's data type: slower, and free of the
     rounding of single logits that training and the released scripts have."""
-
-    def inputs(self) -> tuple[str, ...]:
-        """The table scored."""
-        return (self.table,)
 
 
 @stage
@@ -76,7 +71,10 @@ class Score(Stage[ScoreConfig]):
         from megatron_reason.engine.prepass import score_sequences
         from megatron_reason.engine.startup import load_model
 
-        frame = self._chosen(read_table(context.inputs[self.config.table], Kind.SAMPLES))
+        source = TableReader(context.inputs[self.config.table], Kind.SAMPLES)
+        shard = shard_of(self.config, source, self.config.shard)
+        batches = [*source.batches(start=shard.start, stop=shard.stop)]
+        frame = self._chosen(pl.concat([source.empty(), *batches]))
         template = load_template(context.template, context.model_folder)
         rows, samples, refused = self._tokenized(frame, template)
         model = load_model(
@@ -99,6 +97,8 @@ class Score(Stage[ScoreConfig]):
             with Quarantine(context.output) as quarantine:
                 for reason, row, detail in (*refused, *unscored):
                     quarantine.add(reason, row, detail, place=row["sample_id"])
+            if self.config.shard is not None:
+                write_shard(context.output, shard)
         return StageResult(len(scored), counts)
 
     def _chosen(self, frame: pl.DataFrame) -> pl.DataFrame:

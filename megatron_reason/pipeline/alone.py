@@ -3,7 +3,9 @@
 Not here: runs (`execute.py`).
 """
 
+import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +21,16 @@ from megatron_reason.curation._parts import PARTS
 from megatron_reason.curation.base import STAGES, StageContext, StageResult, build_stage
 from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.evaluation.summary import EvalSummary
-from megatron_reason.files import read_json
+from megatron_reason.files import hash_text, read_json
 from megatron_reason.models.sources import resolve_model
 from megatron_reason.pipeline.keeper import EngineKeeper
+from megatron_reason.pipeline.manifest import (
+    Manifest,
+    fingerprints,
+    installed_versions,
+    now,
+    write_manifest,
+)
 from megatron_reason.pipeline.measure import Subject, measure, problem_sets
 from megatron_reason.pipeline.plan import train_name
 from megatron_reason.pipeline.run_config import AnyStage, RunConfig
@@ -102,7 +111,27 @@ def run_stage_alone(
             str(output), "the folder is not empty.", "Remove it, or give another with --out."
         )
     output.mkdir(parents=True, exist_ok=True)
-    return _run(settings, folders, output)
+    started_s = time.monotonic()
+    result = _run(settings, folders, output)
+    read = {name: fingerprints(folder) for name, folder in folders.items()}
+    config = settings.stage.model_dump(mode="json")
+    write_manifest(
+        output,
+        Manifest(
+            name=settings.stage.name,
+            kind="curate",
+            hash=hash_text(settings.model_dump_json() + json.dumps(read)),
+            inputs={name: hash_text(json.dumps(found)) for name, found in read.items()},
+            num_rows=result.num_rows,
+            counts=dict(result.counts),
+            seconds=round(time.monotonic() - started_s, 3),
+            versions=installed_versions(),
+            finished_at=now(),
+            config=config,
+            outputs=fingerprints(output),
+        ),
+    )
+    return result
 
 
 def training_job(

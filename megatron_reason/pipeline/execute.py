@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,6 +27,7 @@ from megatron_reason.pipeline.keeper import EngineKeeper
 from megatron_reason.pipeline.lock import run_lock
 from megatron_reason.pipeline.manifest import (
     Manifest,
+    fingerprints,
     installed_versions,
     is_done,
     now,
@@ -185,9 +187,17 @@ def _run_unless_done(stage: PlannedStage, setting: Setting) -> None:
             seconds=round(seconds, 3),
             versions=installed_versions(),
             finished_at=now(),
+            config=_curation_of(stage.name, setting),
+            outputs=fingerprints(folder),
         ),
     )
     _LOG.info("%s: %d rows in %.1f s", stage.folder, result.num_rows, seconds)
+
+
+def _curation_of(name: str, setting: Setting) -> dict[str, Any]:
+    """Configuration of a curation stage, for its manifest; empty for other stages."""
+    found = (stage for stage in setting.config.curate if stage.name == name)
+    return next((stage.model_dump(mode="json") for stage in found), {})
 
 
 def _prepare(folder: Path, stage: PlannedStage) -> None:

