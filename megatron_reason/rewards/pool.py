@@ -160,6 +160,17 @@ class AnswerPool:
         self._workers = []
         _LOGGER.info("graded %s", self.rates.describe())
 
+    def warm_up(self) -> None:
+        """Wait until every worker has started; without it the first answers wait.
+
+        Raises:
+            RewardError: workers do not start.
+        """
+        with self._lock:
+            while not all(worker.ready for worker in self._workers):
+                for worker, heard in self._listen():
+                    self._hear(worker, heard, deque())
+
     def grade(self, gold: str, response: str) -> Verdict:
         """Verdict on one response."""
         return self.grade_many([(gold, response)])[0]

@@ -156,6 +156,12 @@ def test_workers_end_when_the_parent_is_killed():
     assert not [pid for pid in workers if alive(pid)]
 
 
+def test_warm_up_waits_for_every_worker():
+    with AnswerPool(workers=2) as pool:
+        pool.warm_up()
+        assert all(worker.ready for worker in pool._workers)
+
+
 def test_refusals():
     with pytest.raises(ConfigError, match="math_verify"):
         AnswerPool(reward="math_verfy")
