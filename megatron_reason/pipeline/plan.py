@@ -148,7 +148,9 @@ class _Planner:
 
     def _train(self, variant: str, table: str) -> PlannedStage:
         config = self._config
-        settings = config.train_of(variant).model_dump(mode="json", exclude={"checkpoint"})
+        # Layout and packing do not change the loss: a training goes on, or is done, under others.
+        without = {"checkpoint", "parallel", "batch"}
+        settings = config.train_of(variant).model_dump(mode="json", exclude=without)
         method = config.variants[variant].method.model_dump(mode="json")
         return self._planned(
             train_name(variant),

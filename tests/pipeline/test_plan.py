@@ -114,6 +114,12 @@ def test_what_cannot_change_a_result_changes_no_hash(config):
     assert not differing(config, changed(config, launch={"processes": 2}))
     assert not differing(config, changed(config, engine={"kv_cache_mb": 64}))
     assert not differing(config, changed(config, train={"checkpoint": {"every": 1}}))
+    # Checkpoints go on under another layout, and packing changes no loss.
+    layout = {
+        "parallel": {"sequence_parallel": True},
+        "batch": {"max_tokens_per_microbatch": 99999},
+    }
+    assert not differing(config, changed(config, train=layout))
     assert not differing(config, changed(config, track={"sinks": []}))
     assert not differing(config, changed(config, run={"name": "other", "dir": "elsewhere"}))
 
