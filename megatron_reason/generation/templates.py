@@ -132,6 +132,16 @@ def load_template(config: TemplateConfig, hf_folder: Path) -> Template:
     )
 
 
+def exported_jinja(config: TemplateConfig) -> str | None:
+    """Chat template that a model trained with `config` should carry; None keeps its own.
+
+    A suffix is no part of it: it belongs to the problems, not to the conversation.
+    """
+    if config.name == OF_THE_MODEL:
+        return None
+    return TEMPLATES.get(config.name, "template.name").jinja
+
+
 def _load_tokenizer(hf_folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(hf_folder, local_files_only=True)

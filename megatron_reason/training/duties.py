@@ -12,7 +12,7 @@ from megatron_reason.engine.startup import load_model, make_trainable, parallel_
 from megatron_reason.errors import GenerationError
 from megatron_reason.files import atomic_path, write_json
 from megatron_reason.generation.base import Engine
-from megatron_reason.generation.templates import Template, load_template
+from megatron_reason.generation.templates import Template, exported_jinja, load_template
 from megatron_reason.models.companions import Changes
 from megatron_reason.models.exporter import export_hf
 from megatron_reason.schema.batch import Role, TokenizedSample
@@ -44,7 +44,8 @@ def _train(job: TrainJob) -> None:
         trainable = make_trainable(stage, job.train.optim, topology, _reference(job, topology))
         if not train(job, trainable):
             return
-        changes = Changes(job.model.rope_theta, job.model.context_length)
+        template = None if job.template is None else exported_jinja(job.template)
+        changes = Changes(job.model.rope_theta, job.model.context_length, template)
         export_hf(stage, job.model_folder, job.output / "huggingface", topology, changes)
 
 

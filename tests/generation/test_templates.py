@@ -7,7 +7,7 @@ import pytest
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.generation.chat_templates.oxa import OXA_SUFFIX
-from megatron_reason.generation.templates import TEMPLATES, Template, load_template
+from megatron_reason.generation.templates import TEMPLATES, Template, exported_jinja, load_template
 from megatron_reason.schema.records import Message
 
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does he have?"
@@ -137,3 +137,13 @@ def test_suffix_needs_a_user_message(smollm2: Path):
         template.prompt_ids([Message("system", "S")])
     with pytest.raises(DataError, match="without messages"):
         template.prompt_ids([])
+
+
+def test_a_trained_model_carries_the_template_it_was_trained_with(folder: Path):
+    config = TemplateConfig(name="qwen_no_system")
+    jinja = exported_jinja(config)
+    assert exported_jinja(TemplateConfig()) is None
+    (folder / "chat_template.jinja").write_text(str(jinja), encoding="utf-8")
+    trained, own = load_template(config, folder), load_template(TemplateConfig(), folder)
+    turns = [Message("user", "2 + 2?")]
+    assert own.prompt_ids(turns) == trained.prompt_ids(turns)
