@@ -162,12 +162,17 @@ def _newest_undamaged(folder: Path, trainable: Trainable) -> Path | None:
     """Newest checkpoint whose files are as they were written; every rank gets the same."""
     topology = trainable.topology
     found = files.complete(folder)
+    passed_over: list[Path] = []
     for path in reversed(found):
         mine = files.damage(path, topology.rank, topology.world_size)
         if not (wrong := [part for part in _everywhere(mine, topology.world_size) if part]):
+            if topology.rank == 0:
+                files.set_aside(passed_over)
+            dist.barrier()
             return path
         if topology.rank == 0:
             _LOG.warning("%s is damaged and is passed over: %s", path, "; ".join(wrong))
+        passed_over.append(path)
     if found:
         raise CheckpointError(
             str(folder),

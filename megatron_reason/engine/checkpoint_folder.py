@@ -80,6 +80,14 @@ def damage(checkpoint: Path, rank: int, world_size: int) -> str | None:
     return None
 
 
+def set_aside(checkpoints: Iterable[Path]) -> None:
+    """Rename damaged checkpoints, so that they do not pass for newer than those to come."""
+    for path in checkpoints:
+        target = path.with_name(f"damaged_{path.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        path.rename(target)
+
+
 def publish(partial: Path, target: Path, update: int) -> None:
     """Give a whole checkpoint its name, in one rename that survives a power cut."""
     shutil.rmtree(target, ignore_errors=True)
@@ -119,7 +127,7 @@ def require_space(folder: Path, num_bytes: int) -> None:
     if free < num_bytes:
         raise CheckpointError(
             str(folder),
-            f"a checkpoint takes {num_bytes / 1e9:.2f} GB; {free / 1e9:.2f} GB are free.",
+            f"a checkpoint takes {num_bytes / 1e9:.3g} GB; {free / 1e9:.3g} GB are free.",
             "Free space, lower train.checkpoint.keep, or move run.dir to a larger disk. What was "
             "saved before is untouched; the same command goes on from there.",
         )

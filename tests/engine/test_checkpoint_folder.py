@@ -74,6 +74,16 @@ def test_what_is_kept(tmp_path: Path, keep: KeepConfig, left: list[int]) -> None
     assert (tmp_path / files.LATEST).read_text() == "6\n"
 
 
+def test_a_damaged_checkpoint_does_not_outlive_newer_work(tmp_path: Path) -> None:
+    damaged = make(tmp_path, 12)
+    make(tmp_path, 6)
+    files.set_aside([damaged])
+    make(tmp_path, 9)
+    files.retire(tmp_path, KeepConfig())
+    assert updates(tmp_path) == [9]
+    assert (tmp_path / "damaged_iter_0000012").is_dir()
+
+
 def test_an_unfinished_checkpoint_does_not_count(tmp_path: Path) -> None:
     make(tmp_path, 1)
     (make(tmp_path, 2) / files.STATE).unlink()
@@ -82,5 +92,5 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     files.require_space(tmp_path / "new", 1)
-    with pytest.raises(CheckpointError, match=r"takes 1000000000\.00 GB; .* GB are free"):
+    with pytest.raises(CheckpointError, match=r"takes 1e\+09 GB; .* GB are free"):
         files.require_space(tmp_path / "new", 10**18)

@@ -7,7 +7,9 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -74,6 +76,8 @@ def test_a_truncated_shard_is_named_and_the_checkpoint_before_it_is_used(whole: 
     assert f"iter_0000012 is damaged and is passed over: {shard.name} has" in report
     assert "resumed from iter_0000006 after update 6" in report
     assert worst < 1e-5
+    names = sorted(path.name for path in (whole / "truncated/checkpoints").glob("*iter_*"))
+    assert names[:3] == ["damaged_iter_0000012", "iter_0000006", "iter_0000012"]
 
 
 def test_only_damaged_checkpoints_stop_the_run(whole: Path) -> None:
@@ -152,6 +156,36 @@ def test_a_poisoned_sample_is_skipped_and_kept_for_replay(tmp_path: Path) -> Non
     assert all(
         torch.isfinite(tensor).all() for name, tensor in trained.items() if "embed" not in name
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for one checkpoint of the tiny model, not for two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_saved_and_the_run_goes_on_when_there_is_room(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    output = small_disk / "run"
+    job = write_job(tmp_path, output, dtype="float32", train=short(updates=18))
+    process = start(job, 1)
+    report, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "CheckpointError" in report
+    assert "GB are free" in report
+    (kept,) = files.complete(output / "checkpoints")
+    assert kept.name == "iter_0000006"
+    assert files.damage(kept, 0, 1) is None
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    assert "resumed from iter_0000006 after update 6" in run(job, 1)
+    assert [step for step, _, _ in losses(output)] == list(range(1, 19))
 
 
 def save_until_killed(folder: Path) -> None:
