@@ -3,9 +3,10 @@
 Layout: `checkpoints/iter_0000010/` holds Megatron's distributed checkpoint, `train_state.json`,
 `job.json` with the settings, and `files.json` with the sums of all other files;
 `checkpoints/latest_checkpointed_iteration.txt` names the newest. Optimizer states are stored by
-parameter, so that TP, PP and DP may change. No random-number state is stored: nothing is drawn in
-an update, and the order of the data is a pure function of what `Progress` holds. Not here: files
-and their names (`checkpoint_folder.py`), the export to Hugging Face (`models/exporter.py`).
+parameter, so that TP, PP and DP may change, or as Megatron holds them, so that DP may. No
+random-number state is stored: nothing is drawn in an update, and the order of the data is a pure
+function of what `Progress` holds. Not here: files and their names (`checkpoint_folder.py`), the
+export to Hugging Face (`models/exporter.py`).
 """
 
 import queue
@@ -22,7 +23,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor
 
-from megatron_reason.config.train import KeepConfig
+from megatron_reason.config.train import CheckpointConfig
 from megatron_reason.engine import checkpoint_folder as files
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.errors import CheckpointError
@@ -33,13 +34,9 @@ _LOG = get_logger(__name__)
 Value = TypeVar("Value")
 _ADAMW_STEP = "adamw_step"
 _JOB = "job.json"
-_SHARDING = {
-    "distrib_optim_sharding_type": "fully_reshardable",
-    # Gather the states in host memory on one rank of each data-parallel group: the other way is
-    # to gather them on every device.
-    "distrib_optim_fully_reshardable_mem_efficient": True,
-    "chained_optim_avoid_prefix": True,
-}
+_SHARDING = "sharding"
+_LAYOUT = "layout"
+_PORTABLE, _BY_BUCKET = "fully_reshardable", "dp_reshardable"
 _FLOAT32_STATES = 3
 """Main weight, first and second moment."""
 
@@ -61,7 +58,7 @@ class Progress:
 
 
 def save_checkpoint(
-    trainable: Trainable, folder: Path, progress: Progress, keep: KeepConfig, job: str
+    trainable: Trainable, folder: Path, progress: Progress, config: CheckpointConfig, job: str
 ) -> Path:
     """Write a checkpoint; all ranks call it, and it is visible only when whole and on the disk.
 
@@ -69,7 +66,7 @@ def save_checkpoint(
         trainable: model and optimizer.
         folder: the run's `checkpoints` folder, shared by all ranks.
         progress: state after the last update.
-        keep: which checkpoints stay.
+        config: which checkpoints stay, and whether this one is to fit other layouts.
         job: the settings of the run, as JSON.
 
     Raises:
@@ -87,11 +84,17 @@ def save_checkpoint(
     _keep_results_in_process()
     if not _adamw_states(trainable):
         _make_optimizer_state(trainable)
-    dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(partial))
+    sharding = _PORTABLE if config.portable else _BY_BUCKET
+    dist_checkpointing.save(_sharded_state(trainable, sharding, is_loading=False), str(partial))
     dist.barrier()
     if topology.rank == 0:
         steps = [int(state["step"]) for state in _adamw_states(trainable)]
-        state = {**asdict(progress), _ADAMW_STEP: max(steps, default=None)}
+        state = {
+            **asdict(progress),
+            _ADAMW_STEP: max(steps, default=None),
+            _SHARDING: sharding,
+            _LAYOUT: _layout(trainable),
+        }
         write_json(partial / files.STATE, state)
         write_text(partial / _JOB, job)
     dist.barrier()
@@ -103,7 +106,7 @@ def save_checkpoint(
         size = sum(path.stat().st_size for path in target.iterdir())
         seconds = time.perf_counter() - started
         _LOG.info("saved %s: %.2f GB in %.1f s", target.name, size / 1e9, seconds)
-        files.retire(folder, keep)
+        files.retire(folder, config.keep)
     dist.barrier()
     return target
 
@@ -125,7 +128,14 @@ def load_latest(
         return None
     stored = read_json(found / files.STATE)
     adamw_step: int | None = stored.pop(_ADAMW_STEP)
+    sharding, layout = stored.pop(_SHARDING), stored.pop(_LAYOUT)
     progress = Progress(**stored)
+    if sharding == _BY_BUCKET and layout != _layout(trainable):
+        raise CheckpointError(
+            str(found),
+            f"it was saved for {layout} only; this run has {_layout(trainable)}.",
+            "Resume on that layout, or save with train.checkpoint.portable: true.",
+        )
     if differing := sorted(
         name for name, value in fingerprint.items() if progress.fingerprint.get(name) != value
     ):
@@ -135,7 +145,7 @@ def load_latest(
             "Use the settings it was made with, or remove the folder to begin anew.",
         )
     _make_optimizer_state(trainable)
-    sharded = _sharded_state(trainable, is_loading=True)
+    sharded = _sharded_state(trainable, sharding, is_loading=True)
     state = cast(dict[str, Any], dist_checkpointing.load(sharded, str(found)))
     trainable.model.module.load_state_dict(state["model"])
     parts = _parts(state["optimizer"], trainable)
@@ -195,14 +205,23 @@ def _load_optimizer(optimizer: Any, state: dict[str, Any], adamw_step: int | Non
     Megatron looks for `step` among the stored tensors, where it is not; and what it sets is one
     tensor for all parameters, which every update then counts up as often as there are parameters.
     """
-    moments = state.pop("param_state")
-    state.pop("param_state_sharding_type")
-    optimizer.load_state_dict(state)
-    states = list(optimizer.optimizer.state.values())
-    counting = [moment for moment in states if moment.pop("step", None) is not None]
-    optimizer.load_parameter_state_from_fully_reshardable(moments)
-    for moment in counting:
-        moment["step"] = torch.tensor(float(adamw_step or 0))
+    if state["param_state_sharding_type"] == _PORTABLE:
+        moments = state.pop("param_state")
+        state.pop("param_state_sharding_type")
+        optimizer.load_state_dict(state)
+        for moment in optimizer.optimizer.state.values():
+            moment.pop("step", None)
+        optimizer.load_parameter_state_from_fully_reshardable(moments)
+    else:
+        optimizer.load_state_dict(state)
+    if adamw_step is not None:
+        for moment in optimizer.optimizer.state.values():
+            moment["step"] = torch.tensor(float(adamw_step))
+
+
+def _layout(trainable: Trainable) -> str:
+    topology = trainable.topology
+    return f"TP {topology.tp_size} x PP {topology.pp_size}"
 
 
 def _optimizers(trainable: Trainable) -> list[Any]:
@@ -243,11 +262,18 @@ def _keep_results_in_process() -> None:
         writer._results_queue = queue.Queue()
 
 
-def _sharded_state(trainable: Trainable, *, is_loading: bool) -> dict[str, Any]:
+def _sharded_state(trainable: Trainable, sharding: str, *, is_loading: bool) -> dict[str, Any]:
+    metadata = {
+        "distrib_optim_sharding_type": sharding,
+        # Gather the states in host memory on one rank of each data-parallel group: the other way
+        # is to gather them on every device.
+        "distrib_optim_fully_reshardable_mem_efficient": True,
+        "chained_optim_avoid_prefix": True,
+    }
     model: Any = trainable.model.module
     model_state = model.sharded_state_dict()
     optimizer_state = trainable.optimizer.sharded_state_dict(
-        model_state, is_loading=is_loading, metadata=_SHARDING
+        model_state, is_loading=is_loading, metadata=metadata
     )
     for part in _parts(optimizer_state, trainable):
         # Ranks that hold no gathered states say None, and Megatron warns that they differ.

@@ -129,7 +129,7 @@ class _Loop:
     def _save(self, state: Progress) -> None:
         save_checkpoint(
             self.trainable, self.job.output / "checkpoints", state,
-            self.job.train.checkpoint.keep, self.job.model_dump_json(indent=2),
+            self.job.train.checkpoint, self.job.model_dump_json(indent=2),
         )  # fmt: skip
 
     def _update(self, state: Progress, guard: NonFiniteGuard) -> tuple[Progress, dict[str, float]]:

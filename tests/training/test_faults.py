@@ -192,7 +192,7 @@ def save_until_killed(folder: Path) -> None:
     """One checkpoint after the other, in a process that waits for its end."""
     from megatron_reason.config.model import ModelConfig
     from megatron_reason.config.parallel import ParallelConfig
-    from megatron_reason.config.train import KeepConfig, OptimConfig
+    from megatron_reason.config.train import CheckpointConfig, OptimConfig
     from megatron_reason.engine.checkpoint import Progress, load_latest, save_checkpoint
     from megatron_reason.engine.startup import load_model, make_trainable, parallel_world
 
@@ -203,7 +203,7 @@ def save_until_killed(folder: Path) -> None:
         state = load_latest(trainable, folder / "checkpoints", {}) or Progress(0, {}, {})
         while True:
             state = Progress(state.update + 1, {}, state.fingerprint)
-            save_checkpoint(trainable, folder / "checkpoints", state, KeepConfig(), "{}")
+            save_checkpoint(trainable, folder / "checkpoints", state, CheckpointConfig(), "{}")
             (folder / "ready").touch()
 
 

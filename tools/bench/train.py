@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -85,13 +86,13 @@ def plain(folder: Path, updates: int) -> float:
     return tokens / seconds
 
 
-def trl(folder: Path, updates: int) -> float:
+def with_trl(folder: Path, updates: int) -> float:
     """The trainer of trl, packed; every row it takes holds PACKED_TOKENS tokens."""
     import torch
-    from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
+    # Not among our dependencies, so that type checkers do not know them.
+    trl, datasets = import_module("trl"), import_module("datasets")
     marks: list[float] = []
 
     class Clock(TrainerCallback):
@@ -101,16 +102,16 @@ def trl(folder: Path, updates: int) -> float:
     rows = sequences(folder, updates)
     per_update = sum(map(len, rows)) // updates
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
+        trainer = trl.SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-            args=SFTConfig(
+            args=trl.SFTConfig(
                 output_dir=scratch, max_steps=updates, per_device_train_batch_size=1,
                 gradient_accumulation_steps=max(round(per_update / PACKED_TOKENS), 1),
                 packing=True, max_length=PACKED_TOKENS, bf16=True, use_cpu=True, report_to=[],
                 save_strategy="no", gradient_checkpointing=False, learning_rate=LEARNING_RATE,
                 logging_strategy="no",
             ),
-            train_dataset=Dataset.from_dict({"input_ids": rows}),
+            train_dataset=datasets.Dataset.from_dict({"input_ids": rows}),
             processing_class=AutoTokenizer.from_pretrained(folder),
             callbacks=[Clock()],
         )  # fmt: skip
@@ -165,7 +166,7 @@ def ours(folder: Path, updates: int) -> float:
     return tokens / seconds
 
 
-SIDES = {"plain": plain, "trl": trl, "ours": ours}
+SIDES = {"plain": plain, "trl": with_trl, "ours": ours}
 
 
 def measure(side: str, arguments: argparse.Namespace, processes: int, output: Path) -> Rate:
