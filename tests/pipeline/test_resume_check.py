@@ -4,16 +4,19 @@ from pathlib import Path
 import pytest
 
 from megatron_reason.config.launch import LaunchConfig
+from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.errors import CheckpointError
 from megatron_reason.files import read_json
 from megatron_reason.pipeline import resume_check as check
 from megatron_reason.training.jobs import TrainJob, read_job
-from tests.training.tiny_run import short, write_job
+from tests.training.tiny_run import short, start, write_job
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     output = tmp_path / "check"
-    job = read_job(write_job(tmp_path, output, train=short()))
+    as_held = short().checkpoint.model_copy(update={"portable": False})
+    train = short().model_copy(update={"checkpoint": as_held})
+    job = read_job(write_job(tmp_path, output, train=train))
     assert isinstance(job, TrainJob)
     report = check.resume_check(job, LaunchConfig(processes=1), updates=2)
     assert report == check.ResumeReport(4, 0.0, weights_are_equal=True)
@@ -24,6 +27,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     ]
     assert steps == [1, 2, 3, 4]
     assert "resumed from iter_0000002" in (output / "logs/second_half.log").read_text()
+
+    # Saved as the ranks hold it, which is no use to other tensor-parallel ranks.
+    layout = ParallelConfig(tensor_model_parallel_size=2)
+    wider = train.model_copy(update={"updates": 4, "parallel": layout})
+    process = start(write_job(tmp_path, output / "halves", train=wider))
+    refusal, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "saved for TP 1 x PP 1 only; this run has TP 2 x PP 1" in refusal
 
 
 def test_a_difference_is_found_in_whichever_metric_it_is(tmp_path: Path) -> None:
