@@ -22,6 +22,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_reason.config.train import CheckpointConfig
 from megatron_reason.engine import checkpoint_folder as files
@@ -85,7 +86,13 @@ def save_checkpoint(
     if not _adamw_states(trainable):
         _make_optimizer_state(trainable)
     sharding = _PORTABLE if config.portable else _BY_BUCKET
-    dist_checkpointing.save(_sharded_state(trainable, sharding, is_loading=False), str(partial))
+    state_dict = _sharded_state(trainable, sharding, is_loading=False)
+    try:
+        dist_checkpointing.save(state_dict, str(partial))
+    except CheckpointException as error:
+        # Every rank gets it, whichever could not write.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise files.unwritten(folder, error) from error
     dist.barrier()
     if topology.rank == 0:
         steps = [int(state["step"]) for state in _adamw_states(trainable)]

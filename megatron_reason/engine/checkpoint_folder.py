@@ -133,6 +133,18 @@ def require_space(folder: Path, num_bytes: int) -> None:
         )
 
 
+def unwritten(folder: Path, cause: BaseException) -> CheckpointError:
+    """The error that says why a checkpoint could not be written, though there seemed to be room."""
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    free = shutil.disk_usage(folder).free
+    return CheckpointError(
+        str(folder),
+        f"the checkpoint could not be written: {lines[-1].strip()}; {free / 1e9:.3g} GB are free.",
+        "Free space or mend the disk. What was saved before is untouched; the same command goes on "
+        "from there.",
+    )
+
+
 def _best(states: Mapping[Path, Mapping[str, Any]], metric: str) -> Path | None:
     measured = {path: state["metrics"].get(metric, math.nan) for path, state in states.items()}
     measured = {path: value for path, value in measured.items() if math.isfinite(value)}

@@ -180,6 +180,7 @@ def test_a_full_disk_keeps_what_was_saved_and_the_run_goes_on_when_there_is_room
     assert process.returncode != 0
     assert "CheckpointError" in report
     assert "GB are free" in report
+    assert not [*(output / "checkpoints").glob(".iter*")]
     (kept,) = files.complete(output / "checkpoints")
     assert kept.name == "iter_0000006"
     assert files.damage(kept, 0, 1) is None
