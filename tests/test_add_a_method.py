@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 import polars as pl
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
+from megatron_reason.config.template import TemplateConfig
+from megatron_reason.generation.templates import load_template
 from megatron_reason.schema.batch import Role
 from megatron_reason.schema.tables import Kind, write_table
 from tests.distributed import spawn
@@ -35,6 +40,18 @@ def mreason(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+def save_tokenizer(folder: Path) -> None:
+    """As many words as the tiny model has rows, and the end of turn that the templates need."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [f"w{index}" for index in range(invariance.VOCAB - len(special))] + special
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="w0")), unk_token="w0",
+        additional_special_tokens=special,
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+
+
 def test_the_guide(tmp_path: Path) -> None:
     (tmp_path / "focal.py").write_text(block("python"), encoding="utf-8")
     yaml = block("yaml").replace("examples/", f"{ROOT}/examples/")
@@ -43,16 +60,19 @@ def test_the_guide(tmp_path: Path) -> None:
     assert "train-focal" in mreason(tmp_path, "plan", str(tmp_path / "focal.yaml"))
     # What `run` would do for this variant, on a model and a table that take seconds.
     model = invariance.make_model(tmp_path / "model", tied=True)
+    save_tokenizer(model)
+    template = load_template(TemplateConfig(name="oxa"), model)
     rows = [
         {"sample_id": s.sample_id, "role": str(Role.DEMO), "ids": list(s.ids),
-         "num_prompt_tokens": s.num_prompt_tokens, "template_hash": "x"}
+         "num_prompt_tokens": s.num_prompt_tokens, "template_hash": template.hash}
         for s in invariance.samples()
     ]  # fmt: skip
     write_table(tmp_path / "table", Kind.TOKENS, pl.DataFrame(rows))
     mreason(
         tmp_path, "train", str(tmp_path / "focal.yaml"), "--variant", "focal",
         "--table", str(tmp_path / "table"), "--out", str(tmp_path / "out"),
-        "--set", f"model.path={model}", "--set", "train.updates=2", "--set", "launch.processes=1",
+        "--set", f"model.path={model}", "--set", "template.name=oxa",
+        "--set", "train.updates=2", "--set", "launch.processes=1",
     )  # fmt: skip
     metrics = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8")
     assert metrics.count('"train/focal"') == 2
