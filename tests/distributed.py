@@ -1,5 +1,6 @@
 """Run a function in several gloo processes and bring back its failures."""
 
+import multiprocessing
 import os
 import tempfile
 import traceback
@@ -12,21 +13,24 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 
 
 def spawn(
-    function: Callable[..., None], world_size: int, *args: Any, megatron: bool = True
-) -> None:
+    function: Callable[..., None], world_size: int, *args: Any,
+    megatron: bool = True, bare: bool = False,
+) -> None:  # fmt: skip
     """Call `function(rank, world_size, *args)` in `world_size` processes joined by gloo.
 
     `function` must be importable (top level of a module). When ranks fail, the traceback of the one
     that failed first is raised here: the others mostly report that it has gone. Without `megatron`
-    the CPU adaptation, and its slow import, are left out.
+    the CPU adaptation is left out. The ranks are forked from a server that has the slow imports
+    behind it (`tests/preload.py`), unless `bare` asks for interpreters that have imported nothing.
     """
+    multiprocessing.set_forkserver_preload(["tests.preload"])
     with tempfile.TemporaryDirectory() as folder:
         try:
             start_processes(
                 _enter,
                 args=(world_size, folder, function, args, megatron),
                 nprocs=world_size,
-                start_method="spawn",
+                start_method="spawn" if bare else "forkserver",
             )
         except ProcessException as error:
             reports = sorted(Path(folder).glob("rank*"), key=lambda path: path.stat().st_mtime_ns)

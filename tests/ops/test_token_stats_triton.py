@@ -83,11 +83,11 @@ def edges(rank: int, world_size: int) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_agrees_with_autograd_and_with_itself(world_size: int) -> None:
-    spawn(interpreted, world_size, megatron=False)
+    spawn(interpreted, world_size, megatron=False, bare=True)
 
 
 def test_golden_numbers_and_edges() -> None:
-    spawn(edges, 1, megatron=False)
+    spawn(edges, 1, megatron=False, bare=True)
 
 
 @pytest.mark.parametrize("program", ["partial_stats", "grad_hidden", "grad_weight"])
