@@ -97,6 +97,9 @@ def cpu() -> Iterator[None]:
         stack.enter_context(patch.object(torch.Tensor, "cuda", _stay))
         stack.enter_context(patch.object(torch.nn.Module, "cuda", _stay))
         stack.enter_context(patch.object(torch.Tensor, "type", _cuda_typed(torch.Tensor.type)))
+        # Megatron compiles functions where it defines them: seconds of imports, and a C++ compiler
+        # when one of them is called.
+        stack.enter_context(patch.object(torch, "compile", _as_written))
         stack.enter_context(_OnCpu())
         rng = importlib.import_module(_RNG)
         stack.enter_context(patch.object(rng, "_get_cuda_rng_state", _get_rng_state))
@@ -131,6 +134,11 @@ def _names_cuda(value: object) -> bool:
     if isinstance(value, torch.device):
         return value.type == "cuda"
     return isinstance(value, str) and value.startswith("cuda")
+
+
+def _as_written(function: Callable[..., Any] | None = None, **_: Any) -> Any:  # noqa: ANN401
+    """Stands in for torch.compile, called or used as a decorator with options."""
+    return _as_written if function is None else function
 
 
 def _stay(self: Any, *_: Any, **__: Any) -> Any:  # noqa: ANN401 - stands in for .cuda()

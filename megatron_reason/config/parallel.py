@@ -22,8 +22,9 @@ class ParallelConfig(Strict):
     """Ranks that share each matrix of an expert; None for as many as share the others (TP)."""
     sequence_parallel: bool = False
     """Shard activations along the tokens between tensor-parallel regions."""
-    recompute: Literal["none", "full"] = "none"
-    """Keep activations, or recompute each layer in the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Keep activations, or recompute in the backward pass: `selective` the feed-forward part, which
+    keeps most; `full` each layer. Attention never keeps its scores."""
 
     @property
     def model_size(self) -> int:

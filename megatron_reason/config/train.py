@@ -59,6 +59,8 @@ class CheckpointConfig(Strict):
     """Updates between two checkpoints; the last update always writes one."""
     keep: KeepConfig = KeepConfig()
     """Which of them stay."""
+    asynchronous: bool = True
+    """Train on while a checkpoint is written; the last one is always waited for."""
     portable: bool = True
     """Store optimizer states by parameter, so that TP and PP may change on resuming, not DP alone;
     one rank of each data-parallel group then needs 24 bytes of host memory a parameter to save."""

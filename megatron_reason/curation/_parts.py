@@ -122,8 +122,7 @@ class PartedOutput:
 
     def read(self, part: Part) -> pl.DataFrame:
         """The rows of a part."""
-        batches = list(self._source.batches(start=part.start, stop=part.stop))
-        return pl.concat(batches) if batches else self._source.empty()
+        return rows_of(part, self._source)
 
     @contextmanager
     def open(self, part: Part) -> Iterator["OpenPart"]:
@@ -171,6 +170,12 @@ class PartedOutput:
         if len(missing) < len(parts):
             _LOGGER.info("%d of %d parts were done before", len(parts) - len(missing), len(parts))
         return missing
+
+
+def rows_of(part: Part, source: TableReader) -> pl.DataFrame:
+    """The rows of a part of `source`."""
+    batches = list(source.batches(start=part.start, stop=part.stop))
+    return pl.concat(batches) if batches else source.empty()
 
 
 def shard_of(config: StageConfig, source: TableReader, shard: str | None) -> Shard:

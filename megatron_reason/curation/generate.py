@@ -1,10 +1,11 @@
 """Stage `generate`: draws responses from a model to the train problems of a table.
 
-Not here: the engines (`generation`), and verdicts on what they wrote (`grade.py`).
+Answers are kept step by step: killed, the stage goes on at the first step that is missing, and
+draws what it would have drawn, because a seed follows from the problem and the sample's index. Not
+here: the engines (`generation`), and verdicts on what they wrote (`grade.py`).
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,18 +13,24 @@ import polars as pl
 from pydantic import Field
 
 from megatron_reason.config.sampling import SamplingConfig
-from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
+from megatron_reason.curation._parts import OpenPart, PartedOutput
+from megatron_reason.curation.base import RowwiseConfig, Stage, StageContext, StageResult, stage
 from megatron_reason.errors import ConfigError, DataError
-from megatron_reason.generation.base import Completion
+from megatron_reason.generation.base import Completion, Engine
 from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.logs import get_logger, progress
 from megatron_reason.schema.records import Message, Origin, Problem, Sample
-from megatron_reason.schema.tables import Kind, Quarantine, read_table, table_path, write_table
+from megatron_reason.schema.tables import (
+    Kind,
+    TableReader,
+    table_path,
+    write_table,
+)
 
 _LOGGER = get_logger(__name__)
 
 
-class GenerateConfig(StageConfig):
+class GenerateConfig(RowwiseConfig):
     """Configuration of the stage `generate`."""
 
     stage: Literal["generate"] = "generate"
@@ -36,10 +43,9 @@ class GenerateConfig(StageConfig):
     """How responses are drawn."""
     max_problems: int | None = Field(default=None, ge=1)
     """First so many problems only; None takes all."""
-
-    def inputs(self) -> tuple[str, ...]:
-        """The table with the problems."""
-        return (self.table,)
+    problems_per_step: int = Field(default=512, ge=1)
+    """About how many problems are answered together, and lost when the stage is killed; the engine
+    is less than full at the end of each step."""
 
 
 @stage
@@ -64,35 +70,36 @@ class Generate(Stage[GenerateConfig]):
                 f"'{folder}' is no folder.",
                 "Give the Hugging Face folder of a model, or leave 'model' out.",
             )
-        problems = self._problems(context.inputs[config.table])
-        template = load_template(context.template, folder)
-        engine = context.open_engine(folder)
-        with progress("generate", len(problems), "problems") as bar:
-            completions = engine.generate(
-                [template.prompt_ids(problem.messages) for problem in problems],
-                config.sampling,
-                stop_token_ids=template.stop_token_ids,
-                on_done=bar.advance,
-            )
-        with Quarantine(context.output) as quarantine:
-            samples = _samples(
-                problems, completions, template, generator=folder.name, aside=quarantine
-            )
-        finishes = Counter(f"finish_{sample.finish}" for sample in samples)
-        counts = {"problems": len(problems), **finishes, **quarantine.counts()}
+        source = _source(context.inputs[config.table])
+        asked = self._asked(source)
+        parts = PartedOutput(
+            config, source, context.output, shard=config.shard,
+            rows_per_part=config.problems_per_step * source.num_rows // len(asked),
+        )  # fmt: skip
+        if parts.missing:
+            template = load_template(context.template, folder)
+            engine = context.open_engine(folder)
+            todo = [asked.filter(asked.is_between(p.start, p.stop - 1)) for p in parts.missing]
+            with progress("generate", sum(map(len, todo)), "problems") as bar:
+                for part, rows in zip(parts.missing, todo, strict=True):
+                    with parts.open(part) as opened:
+                        problems = _problems(parts.read(part)[(rows - part.start).to_list()])
+                        drawn = self._draw(problems, template, engine, bar.advance)
+                        _keep(problems, drawn, template, folder.name, opened)
+        num_rows, counts = parts.finish()
         _LOGGER.info("%s answered %s: %s", folder.name, config.table, counts)
-        if not samples:
+        if not num_rows:
             raise DataError(
                 f"stage '{config.name}'",
-                f"{folder.name} wrote only empty responses to {len(problems)} problems.",
+                f"{folder.name} wrote only empty responses to {counts['problems']} problems.",
                 "Check the template and the sampling parameters.",
             )
-        write_table(context.output, Kind.SAMPLES, samples)
-        return StageResult(len(samples), counts)
+        return StageResult(num_rows, counts)
 
-    def _problems(self, folder: Path) -> list[Problem]:
-        has_problems = table_path(folder, Kind.PROBLEMS).is_file()
-        rows = read_table(folder, Kind.PROBLEMS if has_problems else Kind.SAMPLES)
+    def _asked(self, source: TableReader) -> pl.Series:
+        """Numbers of the rows that are answered: one of each train problem."""
+        keys = source.batches(columns=("problem_id", "split"))
+        rows = pl.concat([source.empty(("problem_id", "split")), *keys]).with_row_index("row")
         distinct = rows.filter(pl.col("split") == "train").unique(
             "problem_id", keep="first", maintain_order=True
         )
@@ -102,32 +109,59 @@ class Generate(Stage[GenerateConfig]):
                 f"'{self.config.table}' has {len(rows)} rows, none of the train split.",
                 "Lower 'heldout_fraction' of the stage 'ingest'.",
             )
-        return [
-            Problem(
-                messages=tuple(Message(**turn) for turn in row["messages"]),
-                answer=row["answer"],
-                source=row["source"],
-                family=row["family"],
-                split=row["split"],
-            )
-            for row in distinct.head(self.config.max_problems or len(distinct)).to_dicts()
-        ]
+        return distinct["row"].head(self.config.max_problems or len(distinct)).cast(pl.Int64)
+
+    def _draw(
+        self,
+        problems: Sequence[Problem],
+        template: Template,
+        engine: Engine,
+        advance: Callable[[int], None],
+    ) -> list[list[Completion]]:
+        if not problems:
+            return []
+        return engine.generate(
+            [template.prompt_ids(problem.messages) for problem in problems],
+            self.config.sampling,
+            stop_token_ids=template.stop_token_ids,
+            on_done=advance,
+        )
 
 
-def _samples(
+def _source(folder: Path) -> TableReader:
+    """The table with the problems: of problems if there is one, else of samples."""
+    has_problems = table_path(folder, Kind.PROBLEMS).is_file()
+    return TableReader(folder, Kind.PROBLEMS if has_problems else Kind.SAMPLES)
+
+
+def _problems(rows: pl.DataFrame) -> list[Problem]:
+    return [
+        Problem(
+            messages=tuple(Message(**turn) for turn in row["messages"]),
+            answer=row["answer"],
+            source=row["source"],
+            family=row["family"],
+            split=row["split"],
+        )
+        for row in rows.to_dicts()
+    ]
+
+
+def _keep(
     problems: Sequence[Problem],
     completions: Sequence[Sequence[Completion]],
     template: Template,
-    *,
     generator: str,
-    aside: Quarantine,
-) -> list[Sample]:
+    part: OpenPart,
+) -> None:
     samples: list[Sample] = []
     for problem, drawn in zip(problems, completions, strict=True):
         for index, completion in enumerate(drawn):
             text = template.decode(completion.token_ids)
             if not text.strip():
-                aside.add("empty response", completion, place=f"problem {problem.problem_id}")
+                part.quarantine.add(
+                    "empty response", completion, place=f"problem {problem.problem_id}"
+                )
                 continue
             samples.append(
                 Sample.of(
@@ -139,4 +173,6 @@ def _samples(
                     index=index,
                 )
             )
-    return samples
+    part.counts["problems"] += len(problems)
+    part.counts.update(f"finish_{sample.finish}" for sample in samples)
+    write_table(part.folder, Kind.SAMPLES, samples)

@@ -3,13 +3,13 @@
 Source: OXA (arXiv 2603.16206) eq. 2 and its released script. `response_only` scores the response
 text alone, without template or end token, and leaves its first token unscored when the tokenizer
 adds no BOS: what that script does and the paper's notation allows. `prompt` conditions on the
-rendered problem and scores the end of the turn too, as training sees it. Unlike in the script,
-whose sums and means are bfloat16 (steps of 0.02 in perplexity near 3), everything after the logits
-is float32 or wider.
+rendered problem and scores the end of the turn too, as training sees it. `raw` conditions on the
+text of the messages alone, without template, end token or separator: the log-probabilities of Data
+Rewriting (arXiv 2509.15157), Table 3. Unlike in OXA's script, whose sums and means are bfloat16
+(steps of 0.02 in perplexity near 3), everything after the logits is float32 or wider.
 """
 
 import math
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
@@ -17,18 +17,19 @@ from pydantic import Field
 
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.train import BatchConfig
-from megatron_reason.curation._parts import shard_of, write_shard
+from megatron_reason.curation._parts import PartedOutput, rows_of
 from megatron_reason.curation.base import RowwiseConfig, Stage, StageContext, StageResult, stage
 from megatron_reason.generation.templates import Template, load_template
+from megatron_reason.logs import progress
 from megatron_reason.rewards.base import FAILED_STATUSES
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.records import Finish, Message, Status
-from megatron_reason.schema.tables import Kind, Quarantine, TableReader, write_table
+from megatron_reason.schema.tables import Kind, TableReader
 
 if TYPE_CHECKING:
     from megatron_reason.engine.prepass import SequenceScore
 
-Context = Literal["response_only", "prompt"]
+Context = Literal["response_only", "prompt", "raw"]
 Row = dict[str, Any]
 Refusal = tuple[str, Row, str]
 """Reason, row, detail."""
@@ -66,40 +67,46 @@ class Score(Stage[ScoreConfig]):
         return self.config.parallel
 
     def run(self, context: StageContext) -> StageResult:
-        """Score the table on every rank together; rank 0 writes."""
+        """Score the table part by part on every rank together; rank 0 writes."""
         # Planning imports every stage and must not need Megatron.
         from megatron_reason.engine.prepass import score_sequences
         from megatron_reason.engine.startup import load_model
+        from megatron_reason.engine.topology import from_first_rank
 
-        source = TableReader(context.inputs[self.config.table], Kind.SAMPLES)
-        shard = shard_of(self.config, source, self.config.shard)
-        batches = [*source.batches(start=shard.start, stop=shard.stop)]
-        frame = self._chosen(pl.concat([source.empty(), *batches]))
+        config, topology = self.config, context.topology
+        source = TableReader(context.inputs[config.table], Kind.SAMPLES)
         template = load_template(context.template, context.model_folder)
-        rows, samples, refused = self._tokenized(frame, template)
-        model = load_model(
-            context.model, context.model_folder, self.config.parallel, context.topology
-        )
-        longest = max((s.num_positions for s in samples), default=1)
-        batch = BatchConfig(
-            max_tokens_per_microbatch=max(self.config.max_tokens_per_microbatch, longest)
-        )
-        scores = score_sequences(
-            model, samples, batch, context.topology, fp32_logits=self.config.fp32_logits
-        )
+        model = load_model(context.model, context.model_folder, config.parallel, topology)
+        parts: PartedOutput | None = None
+        if topology.rank == 0:
+            parts = PartedOutput(config, source, context.output, shard=config.shard)
+        missing = from_first_rank(None if parts is None else parts.missing)
+        num_rows = sum(part.stop - part.start for part in missing)
+        with progress("score", num_rows, "responses", shown=topology.rank == 0) as bar:
+            for part in missing:
+                given = rows_of(part, source)
+                rows, samples, refused = self._tokenized(self._chosen(given), template)
+                bar.advance(len(given) - len(samples))
+                scores = score_sequences(
+                    model, samples, self._batch(samples), topology,
+                    on_done=bar.advance, fp32_logits=config.fp32_logits,
+                )  # fmt: skip
+                if parts is not None:
+                    scored, unscored = _scored(rows, scores, self._scorer(context, template))
+                    with parts.open(part) as opened:
+                        opened.write(pl.DataFrame(scored, schema=given.schema))
+                        for reason, row, detail in (*refused, *unscored):
+                            opened.quarantine.add(reason, row, detail, place=row["sample_id"])
+        return StageResult(*parts.finish()) if parts is not None else StageResult(0)
+
+    def _batch(self, samples: list[TokenizedSample]) -> BatchConfig:
+        longest = max((sample.num_positions for sample in samples), default=1)
+        tokens = max(self.config.max_tokens_per_microbatch, longest)
+        return BatchConfig(max_tokens_per_microbatch=tokens)
+
+    def _scorer(self, context: StageContext, template: Template) -> str:
         scorer = f"{context.model.path}:{self.config.context}"
-        if self.config.context == "prompt":
-            scorer += f":{template.hash}"
-        scored, unscored = _scored(rows, scores, scorer)
-        counts = Counter(reason for reason, _, _ in (*refused, *unscored))
-        if context.topology.rank == 0:
-            write_table(context.output, Kind.SAMPLES, pl.DataFrame(scored))
-            with Quarantine(context.output) as quarantine:
-                for reason, row, detail in (*refused, *unscored):
-                    quarantine.add(reason, row, detail, place=row["sample_id"])
-            if self.config.shard is not None:
-                write_shard(context.output, shard)
-        return StageResult(len(scored), counts)
+        return f"{scorer}:{template.hash}" if self.config.context == "prompt" else scorer
 
     def _chosen(self, frame: pl.DataFrame) -> pl.DataFrame:
         if self.config.where == "all":
@@ -153,7 +160,12 @@ def tokenize(row: dict[str, Any], template: Template, context: Context) -> Token
     if context == "response_only":
         ids = template.tokenizer(row["response"])["input_ids"]
         return TokenizedSample(row["sample_id"], Role.DEMO, tuple(ids), 1)
-    prompt = template.prompt_ids([Message(**turn) for turn in row["messages"]])
+    messages = [Message(**turn) for turn in row["messages"]]
+    if context == "raw":
+        prompt = template.tokenizer("".join(turn.content for turn in messages))["input_ids"]
+        response = template.tokenizer(row["response"], add_special_tokens=False)["input_ids"]
+        return TokenizedSample(row["sample_id"], Role.DEMO, (*prompt, *response), len(prompt))
+    prompt = template.prompt_ids(messages)
     finished = row["finish"] != Finish.LENGTH
     response = template.response_ids(row["response"], finished=finished)
     return TokenizedSample(row["sample_id"], Role.DEMO, (*prompt, *response), len(prompt))

@@ -1,17 +1,14 @@
-"""Saving and resuming a training run exactly, on the same ranks or on others.
+"""What a checkpoint of a training run holds, and resuming from it exactly, on any ranks.
 
 Layout: `checkpoints/iter_0000010/` holds Megatron's distributed checkpoint, `train_state.json`,
 `job.json` with the settings, and `files.json` with the sums of all other files;
 `checkpoints/latest_checkpointed_iteration.txt` names the newest. Optimizer states are stored by
 parameter, so that TP, PP and DP may change, or as Megatron holds them, so that DP may. No
 random-number state is stored: nothing is drawn in an update, and the order of the data is a pure
-function of what `Progress` holds. Not here: files and their names (`checkpoint_folder.py`), the
-export to Hugging Face (`models/exporter.py`).
+function of what `Progress` holds. Not here: saving while training goes on (`checkpoint_saver.py`),
+files and their names (`checkpoint_folder.py`), the export to Hugging Face (`models/exporter.py`).
 """
 
-import queue
-import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,21 +17,17 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_reason.config.train import CheckpointConfig
 from megatron_reason.engine import checkpoint_folder as files
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.errors import CheckpointError
-from megatron_reason.files import read_json, write_json, write_text
+from megatron_reason.files import read_json
 from megatron_reason.logs import get_logger
 
 _LOG = get_logger(__name__)
 Value = TypeVar("Value")
 _ADAMW_STEP = "adamw_step"
-_JOB = "job.json"
 _SHARDING = "sharding"
 _LAYOUT = "layout"
 _PORTABLE, _BY_BUCKET = "fully_reshardable", "dp_reshardable"
@@ -56,66 +49,6 @@ class Progress:
     """Positions trained on, prompts included."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Means over the updates since the checkpoint before."""
-
-
-def save_checkpoint(
-    trainable: Trainable, folder: Path, progress: Progress, config: CheckpointConfig, job: str
-) -> Path:
-    """Write a checkpoint; all ranks call it, and it is visible only when whole and on the disk.
-
-    Args:
-        trainable: model and optimizer.
-        folder: the run's `checkpoints` folder, shared by all ranks.
-        progress: state after the last update.
-        config: which checkpoints stay, and whether this one is to fit other layouts.
-        job: the settings of the run, as JSON.
-
-    Raises:
-        CheckpointError: no room for it.
-    """
-    topology, started = trainable.topology, time.perf_counter()
-    target = files.target_of(folder, progress.update)
-    partial = files.partial_of(folder, progress.update)
-    files.require_space(folder, checkpoint_bytes(trainable))
-    dist.barrier()
-    if topology.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    _keep_results_in_process()
-    if not _adamw_states(trainable):
-        _make_optimizer_state(trainable)
-    sharding = _PORTABLE if config.portable else _BY_BUCKET
-    state_dict = _sharded_state(trainable, sharding, is_loading=False)
-    try:
-        dist_checkpointing.save(state_dict, str(partial))
-    except CheckpointException as error:
-        # Every rank gets it, whichever could not write.
-        shutil.rmtree(partial, ignore_errors=True)
-        raise files.unwritten(folder, error) from error
-    dist.barrier()
-    if topology.rank == 0:
-        steps = [int(state["step"]) for state in _adamw_states(trainable)]
-        state = {
-            **asdict(progress),
-            _ADAMW_STEP: max(steps, default=None),
-            _SHARDING: sharding,
-            _LAYOUT: _layout(trainable),
-        }
-        write_json(partial / files.STATE, state)
-        write_text(partial / _JOB, job)
-    dist.barrier()
-    mine = files.share(partial.iterdir(), topology.rank, topology.world_size)
-    sums = _everywhere(files.sums_of(mine, durable=True), topology.world_size)
-    if topology.rank == 0:
-        write_json(partial / files.SUMS, {k: v for part in sums for k, v in part.items()})
-        files.publish(partial, target, progress.update)
-        size = sum(path.stat().st_size for path in target.iterdir())
-        seconds = time.perf_counter() - started
-        _LOG.info("saved %s: %.2f GB in %.1f s", target.name, size / 1e9, seconds)
-        files.retire(folder, config.keep)
-    dist.barrier()
-    return target
 
 
 def load_latest(
@@ -162,6 +95,24 @@ def load_latest(
     return progress
 
 
+def stored_state(trainable: Trainable, *, portable: bool) -> dict[str, Any]:
+    """Model and optimizer as Megatron stores them; `portable` ones fit any layout."""
+    if not _adamw_states(trainable):
+        _make_optimizer_state(trainable)
+    return _sharded_state(trainable, _sharding(portable=portable), is_loading=False)
+
+
+def train_state(trainable: Trainable, progress: Progress, *, portable: bool) -> dict[str, Any]:
+    """What `train_state.json` holds."""
+    steps = [int(state["step"]) for state in _adamw_states(trainable)]
+    return {
+        **asdict(progress),
+        _ADAMW_STEP: max(steps, default=None),
+        _SHARDING: _sharding(portable=portable),
+        _LAYOUT: _layout(trainable),
+    }
+
+
 def checkpoint_bytes(trainable: Trainable) -> int:
     """Bytes a checkpoint takes at most, to a few per cent; the same on every rank."""
     # Experts are replicated over fewer ranks than the rest; counting them so counts too much.
@@ -182,7 +133,7 @@ def _newest_undamaged(folder: Path, trainable: Trainable) -> Path | None:
     passed_over: list[Path] = []
     for path in reversed(found):
         mine = files.damage(path, topology.rank, topology.world_size)
-        if not (wrong := [part for part in _everywhere(mine, topology.world_size) if part]):
+        if not (wrong := [part for part in everywhere(mine, topology.world_size) if part]):
             if topology.rank == 0:
                 files.set_aside(passed_over)
             dist.barrier()
@@ -199,13 +150,14 @@ def _newest_undamaged(folder: Path, trainable: Trainable) -> Path | None:
     return None
 
 
-def _everywhere(mine: Value, world_size: int) -> list[Value]:
+def everywhere(mine: Value, world_size: int) -> list[Value]:
     """`mine` of every rank, in the order of ranks."""
     parts: list[Any] = [None] * world_size
     dist.all_gather_object(parts, mine)
     return parts
 
 
+@torch.no_grad()
 def _load_optimizer(optimizer: Any, state: dict[str, Any], adamw_step: int | None) -> None:  # noqa: ANN401
     """Load one distributed optimizer, with the step counts of torch's AdamW.
 
@@ -224,6 +176,10 @@ def _load_optimizer(optimizer: Any, state: dict[str, Any], adamw_step: int | Non
     if adamw_step is not None:
         for moment in optimizer.optimizer.state.values():
             moment["step"] = torch.tensor(float(adamw_step))
+
+
+def _sharding(*, portable: bool) -> str:
+    return _PORTABLE if portable else _BY_BUCKET
 
 
 def _layout(trainable: Trainable) -> str:
@@ -256,17 +212,6 @@ def _make_optimizer_state(trainable: Trainable) -> None:
             group["lr"] = rate
     for state in _adamw_states(trainable):
         state["step"].zero_()
-
-
-def _keep_results_in_process() -> None:
-    """Let Megatron's writer hand its results back through a plain queue.
-
-    By default it starts a manager process, which asynchronous saves need and ours do not: a rank
-    killed with -9 would leave it behind for ever.
-    """
-    writer: Any = filesystem_async
-    if writer._results_queue is None:
-        writer._results_queue = queue.Queue()
 
 
 def _sharded_state(trainable: Trainable, sharding: str, *, is_loading: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Forward-only statistics of whole sequences: what perplexities and entropies are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import nn
 from megatron_reason.config.train import BatchConfig
 from megatron_reason.engine.forward import ForwardStep, Head, statistics_step
 from megatron_reason.engine.packing import assign, pack
-from megatron_reason.logs import progress
 from megatron_reason.ops.token_stats import HeadOptions
 from megatron_reason.schema.batch import PackedBatch, TokenizedSample, TokenStats
 from megatron_reason.schema.topology import Topology
@@ -34,7 +33,7 @@ class SequenceScore:
 
 def score_sequences(
     model: nn.Module, samples: Sequence[TokenizedSample], batch: BatchConfig, topology: Topology,
-    *, title: str = "score", fp32_logits: bool = False,
+    *, on_done: Callable[[int], None] | None = None, fp32_logits: bool = False,
 ) -> list[SequenceScore]:  # fmt: skip
     """Score every sample; statistics are float32 or wider, whatever the model's data type.
 
@@ -45,7 +44,7 @@ def score_sequences(
         samples: the same list on every rank.
         batch: limits of a micro-batch.
         topology: this rank's place.
-        title: what the progress bar says.
+        on_done: called with the number of samples that just got finished.
         fp32_logits: multiply the LM head in float32, too.
 
     Returns:
@@ -53,18 +52,18 @@ def score_sequences(
     """
     by_length = sorted(range(len(samples)), key=lambda i: samples[i].num_positions)
     scores: dict[int, SequenceScore] = {}
-    with progress(title, len(samples), "sequences", shown=topology.rank == 0) as bar:
-        for begin in range(0, len(samples), SEQUENCES_PER_ROUND):
-            members = by_length[begin : begin + SEQUENCES_PER_ROUND]
-            shares = assign([samples[i].num_positions for i in members], batch, topology.dp_size)
-            mine = [[members[i] for i in share] for share in shares[topology.dp_rank]]
-            local = score_microbatches(
-                model, [[samples[i] for i in s] for s in mine], topology, fp32_logits=fp32_logits
-            )
-            scored = {i: x for share, xs in zip(mine, local, strict=True)
-                      for i, x in zip(share, xs, strict=False)}  # fmt: skip
-            scores.update(_everywhere(scored, topology))
-            bar.advance(len(members))
+    for begin in range(0, len(samples), SEQUENCES_PER_ROUND):
+        members = by_length[begin : begin + SEQUENCES_PER_ROUND]
+        shares = assign([samples[i].num_positions for i in members], batch, topology.dp_size)
+        mine = [[members[i] for i in share] for share in shares[topology.dp_rank]]
+        local = score_microbatches(
+            model, [[samples[i] for i in s] for s in mine], topology, fp32_logits=fp32_logits
+        )
+        scored = {i: x for share, xs in zip(mine, local, strict=True)
+                  for i, x in zip(share, xs, strict=False)}  # fmt: skip
+        scores.update(_everywhere(scored, topology))
+        if on_done is not None:
+            on_done(len(members))
     return [scores[i] for i in range(len(samples))]
 
 

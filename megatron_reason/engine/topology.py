@@ -1,6 +1,6 @@
 """The one reader of Megatron's parallel state; makes the `Topology` everyone else is handed."""
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -8,6 +8,8 @@ from torch.distributed import ProcessGroup
 
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.schema.topology import Topology
+
+T = TypeVar("T")
 
 
 def init_topology(parallel: ParallelConfig, *, seed: int = 1234) -> Topology:
@@ -29,6 +31,13 @@ def init_topology(parallel: ParallelConfig, *, seed: int = 1234) -> Topology:
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return _read_topology()
+
+
+def from_first_rank(value: T | None) -> T:
+    """`value` of rank 0, on every rank; picklable."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return cast(T, box[0])
 
 
 def _read_topology() -> Topology:

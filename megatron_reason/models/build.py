@@ -162,13 +162,6 @@ def _block_spec(transformer: TransformerConfig, shape: Shape) -> Any:  # noqa: A
 def _transformer_config(
     config: HFConfig, shape: Shape, parallel: ParallelConfig, dtype: torch.dtype
 ) -> TransformerConfig:
-    recompute: dict[str, Any] = {}
-    if parallel.recompute == "full":
-        recompute = {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
     return TransformerConfig(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -209,8 +202,22 @@ def _transformer_config(
         persist_layer_norm=False,
         attention_softmax_in_fp32=True,
         deallocate_pipeline_outputs=False,
-        **recompute,
+        **_recompute_fields(shape, parallel),
     )
+
+
+def _recompute_fields(shape: Shape, parallel: ParallelConfig) -> dict[str, Any]:
+    """What a layer does not keep for its backward pass."""
+    if parallel.recompute == "full":
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+    if parallel.recompute == "selective":
+        feed_forward = "moe" if shape.experts else "mlp"
+        return {"recompute_granularity": "selective", "recompute_modules": [feed_forward]}
+    return {}
 
 
 def _expert_fields(shape: Shape) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from megatron_reason.errors import GenerationError
 from megatron_reason.files import atomic_path, write_json
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import Template, exported_jinja, load_template
+from megatron_reason.logs import progress
 from megatron_reason.models.companions import Changes
 from megatron_reason.models.exporter import export_hf
 from megatron_reason.schema.batch import Role, TokenizedSample
@@ -89,7 +90,8 @@ def _measure_entropy(job: EntropyJob) -> None:
     with parallel_world(job.parallel, seed=job.seed) as topology:
         stage = load_model(job.model, job.model_folder, job.parallel, topology)
         batch = BatchConfig(max_tokens_per_microbatch=job.max_tokens_per_microbatch)
-        scores = score_sequences(stage, samples, batch, topology, title="entropy")
+        with progress("entropy", len(samples), "sequences", shown=topology.rank == 0) as bar:
+            scores = score_sequences(stage, samples, batch, topology, on_done=bar.advance)
         if topology.rank == 0:
             measured = chosen.select("problem_id", "sample_index").with_columns(
                 mean_entropy=pl.Series([s.entropy_sum / s.num_tokens for s in scores])

@@ -13,9 +13,9 @@ from megatron_reason.engine.checkpoint import (
     Progress,
     checkpoint_bytes,
     load_latest,
-    save_checkpoint,
 )
 from megatron_reason.engine.checkpoint_folder import require_space
+from megatron_reason.engine.checkpoint_saver import CheckpointSaver
 from megatron_reason.engine.guards import NonFiniteGuard, check_packing
 from megatron_reason.engine.order import planned_updates, rows_of_update
 from megatron_reason.engine.prepass import score_microbatches
@@ -99,10 +99,12 @@ class _Loop:
             closing(sinks),
             stop_wish() as wish,
             bar_of(shown=topology.rank == 0, done=start.update) as bar,
+            self._saver() as saver,
         ):
             state, means, signalled = start, StepMetrics(), None
             while state.update < self.total:
                 state, metrics = self._update(state, guard)
+                saver.poll()
                 means.merge(as_counts(metrics))
                 sinks.log(state.update, metrics)
                 bar.advance(1, _note(metrics))
@@ -110,7 +112,7 @@ class _Loop:
                 leaves = signalled is not None or state.update == self.job.stop_after
                 if leaves or self._saves_after(state.update):
                     state = replace(state, metrics=means.means())
-                    self._save(state)
+                    saver.begin(state)
                     means = StepMetrics()
                 if leaves and state.update < self.total:
                     break
@@ -126,10 +128,10 @@ class _Loop:
     def _saves_after(self, update: int) -> bool:
         return update % self.job.train.checkpoint.every == 0 or update == self.total
 
-    def _save(self, state: Progress) -> None:
-        save_checkpoint(
-            self.trainable, self.job.output / "checkpoints", state,
-            self.job.train.checkpoint, self.job.model_dump_json(indent=2),
+    def _saver(self) -> CheckpointSaver:
+        return CheckpointSaver(
+            self.trainable, self.job.output / "checkpoints", self.job.train.checkpoint,
+            self.job.model_dump_json(indent=2),
         )  # fmt: skip
 
     def _update(self, state: Progress, guard: NonFiniteGuard) -> tuple[Progress, dict[str, float]]:

@@ -2,12 +2,13 @@
 
 from collections import Counter
 
+import polars as pl
 import pytest
 
 from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.curation.generate import Generate, GenerateConfig
-from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.errors import ConfigError, DataError, GenerationError
 from megatron_reason.generation.base import Completion
 from megatron_reason.generation.templates import load_template
 from megatron_reason.schema.records import Finish, Message
@@ -90,3 +91,49 @@ def test_refusals(tmp_path, smollm2):
         generate(tmp_path / "b", smollm2, [sample(0)], [" ", "\n"])
     with pytest.raises(ConfigError, match="no folder"):
         generate(tmp_path / "c", smollm2, [sample(0)], ["x"], model="no/such/model")
+
+
+class DyingEngine(ScriptedEngine):
+    """Answers so many calls, then dies."""
+
+    calls = 2
+
+    def generate(self, *args, **kwargs):
+        if not self.calls:
+            raise GenerationError("engine", "it died.", "Start it again.")
+        self.calls -= 1
+        return super().generate(*args, **kwargs)
+
+
+def test_goes_on_where_it_died_and_shards_make_the_whole(tmp_path, smollm2):
+    rows = [sample(i, problem=i // 2, split="heldout" if i == 2 else "train") for i in range(11)]
+    inputs = {"in": write_samples(tmp_path / "in", rows)}
+    template = load_template(TemplateConfig(), smollm2)
+
+    def run(output, engine, **config):
+        stage = GenerateConfig(
+            name="own", table="in", problems_per_step=1,
+            sampling=SamplingConfig(samples_per_prompt=2), **config,
+        )  # fmt: skip
+        opened = context(output, inputs, model_folder=smollm2, open_engine=lambda _: engine)
+        result = Generate(stage).run(opened)
+        return result, read_table(output, Kind.SAMPLES)
+
+    whole = ScriptedEngine(template, ["a", "b"])
+    result, expected = run(tmp_path / "whole", whole)
+    assert result.counts["problems"] == len(whole.prompts) == 6
+
+    dying, again = (kind(template, ["a", "b"]) for kind in (DyingEngine, ScriptedEngine))
+    with pytest.raises(GenerationError):
+        run(tmp_path / "died", dying)
+    result, resumed = run(tmp_path / "died", again)
+    assert dying.prompts + again.prompts == whole.prompts
+    assert len(dying.prompts) == 2
+    assert resumed.equals(expected)
+    assert result.counts["problems"] == 6
+
+    parts = [
+        run(tmp_path / f"shard{i}", ScriptedEngine(template, ["a", "b"]), shard=f"{i}/3")[1]
+        for i in range(3)
+    ]
+    assert pl.concat(parts).equals(expected)

@@ -1,14 +1,17 @@
 """The stage `score` on the real model: perplexities by definition, and what it sets aside."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 import pytest
 import torch
 
 from megatron_reason.config.template import TemplateConfig
-from megatron_reason.curation.base import build_stage
+from megatron_reason.curation.base import Stage, StageContext, build_stage
 from megatron_reason.curation.score import ScoreConfig, tokenize
 from megatron_reason.generation.templates import load_template
 from megatron_reason.schema.records import Finish, Status
@@ -29,6 +32,10 @@ def test_what_is_scored_follows_the_context(smollm2: Path) -> None:
     whole = tokenize(row, template, "prompt")
     assert whole.ids[-alone.num_targets :] != alone.ids[1:]
     assert whole.num_targets == len(template.response_ids(TEXTS[1]))
+    raw = tokenize(row, template, "raw")
+    assert template.tokenizer.decode(list(raw.ids)) == "Sum?" + TEXTS[1]
+    assert raw.ids[raw.num_prompt_tokens :] == alone.ids
+    assert raw.num_targets == len(alone.ids)
     cut = tokenize({**row, "finish": Finish.LENGTH}, template, "prompt")
     assert whole.ids[: len(cut.ids)] == cut.ids
     assert cut.num_targets == whole.num_targets - len(template.turn_end_ids)
@@ -47,6 +54,36 @@ def run_stage(rank: int, world_size: int, model: str, table: str, output: str) -
     first = build_stage(config.model_copy(update={"shard": "0/5"}))
     alone = context(Path(output, "0"), {"t": Path(table)}, model_folder=Path(model))
     assert first.run(replace(alone, topology=setting.topology)).num_rows == 1
+    goes_on(stage, replace(alone, output=Path(output, "killed"), topology=setting.topology))
+
+
+def goes_on(stage: Stage[Any], setting: StageContext) -> None:
+    """Parts of one row; killed at the second that has something to score, then started again."""
+    from megatron_reason.curation import _parts
+    from megatron_reason.engine import prepass
+
+    score, scored = prepass.score_sequences, list[list[str]]()
+
+    def until(calls: int) -> Callable[..., Any]:
+        def scores(model: Any, samples: Any, *args: Any, **kwargs: Any) -> Any:
+            if samples and len(scored) == calls:
+                raise KeyboardInterrupt
+            if samples:
+                scored.append([sample.sample_id for sample in samples])
+            return score(model, samples, *args, **kwargs)
+
+        return scores
+
+    with patch.object(_parts, "rows_per_batch", return_value=1):
+        with (
+            patch.object(prepass, "score_sequences", until(1)),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            stage.run(setting)
+        with patch.object(prepass, "score_sequences", until(9)):
+            assert stage.run(setting).num_rows == 2
+    assert len(scored) == 2
+    assert scored[0] != scored[1]
 
 
 @pytest.mark.slow
@@ -58,6 +95,7 @@ def test_perplexities_are_those_of_transformers(smollm2: Path, tmp_path: Path) -
     write_samples(tmp_path / "in", rows)
     spawn(run_stage, 1, str(smollm2), str(tmp_path / "in"), str(tmp_path / "out"))
     scored = read_table(tmp_path / "out", Kind.SAMPLES, filled=["ppl", "mean_entropy", "scorer"])
+    assert read_table(tmp_path / "out/killed", Kind.SAMPLES).height == len(scored)
     assert sorted(scored["response"]) == sorted(TEXTS[:2])
     assert len(pl.read_parquet(tmp_path / "out/quarantine.parquet")) == 2
     tokenizer = AutoTokenizer.from_pretrained(smollm2)

@@ -66,9 +66,10 @@ def compare(
     [
         ((2, 1, 1), {}),
         ((2, 1, 1), {"sequence_parallel": True, "recompute": "full"}),
+        ((2, 1, 1), {"sequence_parallel": True, "recompute": "selective"}),
         ((2, 2, 1), {"sequence_parallel": True}),
     ],
-    ids=["tp2", "tp2-sequence-recompute", "tp2-pp2-sequence"],
+    ids=["tp2", "tp2-sequence-recompute", "tp2-sequence-selective", "tp2-pp2-sequence"],
 )
 def test_gradients_of_norms_are_whole(
     layout: tuple[int, int, int], options: dict[str, Any], tmp_path: Path

@@ -194,7 +194,8 @@ def save_until_killed(folder: Path) -> None:
     from megatron_reason.config.model import ModelConfig
     from megatron_reason.config.parallel import ParallelConfig
     from megatron_reason.config.train import CheckpointConfig, OptimConfig
-    from megatron_reason.engine.checkpoint import Progress, load_latest, save_checkpoint
+    from megatron_reason.engine.checkpoint import Progress, load_latest
+    from megatron_reason.engine.checkpoint_saver import CheckpointSaver
     from megatron_reason.engine.startup import load_model, make_trainable, parallel_world
 
     with parallel_world(ParallelConfig(), seed=1) as topology:
@@ -202,10 +203,13 @@ def save_until_killed(folder: Path) -> None:
         stage = load_model(model, folder / "model", ParallelConfig(), topology)
         trainable = make_trainable(stage, OptimConfig(lr=1e-3), topology)
         state = load_latest(trainable, folder / "checkpoints", {}) or Progress(0, {}, {})
+        saver = CheckpointSaver(trainable, folder / "checkpoints", CheckpointConfig(), "{}")
+        first = state.update + 1
         while True:
             state = Progress(state.update + 1, {}, state.fingerprint)
-            save_checkpoint(trainable, folder / "checkpoints", state, CheckpointConfig(), "{}")
-            (folder / "ready").touch()
+            saver.begin(state)
+            if state.update > first:
+                (folder / "ready").touch()
 
 
 def kill_savers(folder: Path, kills: int) -> None:

@@ -1,0 +1,119 @@
+"""One rank's part of a checkpoint, written by a process of its own while the rank trains on.
+
+A forked process has the tensors as they were at the fork: on a CPU nothing is copied but the pages
+that training changes meanwhile, and from a GPU the tensors come to host memory first. Not here:
+what is written, and when it counts (`checkpoint_saver.py`).
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any
+
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+
+from megatron_reason.engine.checkpoint_folder import Sums, sums_of
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a rank's part."""
+
+    results: Mapping[int, Sequence[Any]] | Exception | None
+    """What Megatron's writer says of each file, or why there is none; None if this rank had
+    nothing to write."""
+    sums: Sums = field(default_factory=dict[str, tuple[int, int]])
+    """Bytes and CRC-32 of each file."""
+
+
+class CheckpointWriter:
+    """The process that writes this rank's part; started by the constructor.
+
+    Args:
+        request: what `dist_checkpointing.save(..., async_sharded_save=True)` returned.
+    """
+
+    def __init__(self, request: AsyncRequest) -> None:
+        self._process: ForkProcess | None = None
+        if request.async_fn is None:
+            return
+        arguments = list(request.async_fn_args)
+        if request.preload_fn is not None:
+            arguments[1] = request.preload_fn()
+        context = multiprocessing.get_context("fork")
+        self._pipe, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_write, args=(os.getpid(), request.async_fn, arguments, sender)
+        )
+        process.start()
+        sender.close()
+        self._process = process
+
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._process is None or self._pipe.poll()
+
+    def wait(self) -> Written:
+        """What became of it, once it is done; to be called once."""
+        if self._process is None:
+            return Written(None)
+        try:
+            written: Written = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            reason = f"the process that writes it ended with exit code {self._process.exitcode}"
+            written = Written(RuntimeError(reason))
+        self._process.join()
+        self._pipe.close()
+        return written
+
+    def cancel(self) -> None:
+        """End the process, whatever it has written."""
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def keep_results_in_process() -> None:
+    """Let Megatron's finalisation take the results from a plain queue of this process.
+
+    By default it starts a manager process, which a rank killed with -9 would leave behind for ever.
+    """
+    writer: Any = filesystem_async
+    if writer._results_queue is None:
+        writer._results_queue = queue.Queue()
+
+
+def hand_over(written: Written) -> None:
+    """Put the results where Megatron's finalisation looks for them."""
+    if written.results is not None:
+        writer: Any = filesystem_async
+        writer._results_queue.put(written.results)
+
+
+def _write(
+    parent: int, write: Callable[..., None], arguments: list[Any], sender: Connection
+) -> None:
+    """Body of the process: write, sum, report."""
+    # A collection could free tensors of a GPU that only the parent may touch.
+    gc.disable()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    rank, buckets, _ = arguments
+    results: queue.Queue[Mapping[int, Sequence[Any]] | Exception] = queue.Queue()
+    write(rank, buckets, results)
+    outcome = results.get()
+    names = [] if isinstance(outcome, Exception) else [Path(name) for name, _, _ in buckets]
+    sender.send(Written(outcome, sums_of(names, durable=True)))
