@@ -75,7 +75,7 @@ def _likelihood() -> list[Case]:
         Case("sft mean of means", create_method("sft"), demos(), 1.0592171645, {
             2: [-0.0000880200, 0.0000279257, 0.0000102733, 0.0000460417, 0.0000037793]}),
         Case("sft sums", create_method("sft", mean="seq_mean_token_sum"), demos(), 2.2426646823),
-        Case("sft chunks of 2", create_method("sft", mean="chunk_mean_token_mean", chunk=2), demos(),
+        Case("sft chunks of 2", create_method("sft", preset="data_rewriting", chunk=2), demos(),
              1.0479017036),
         Case("oxa", create_method("oxa"), mixed, 1.148145309405, {
             0: [-0.1092446920, 0.0517809840, 0.0190491595, 0.0070077941, 0.0314067544],

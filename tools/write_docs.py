@@ -64,10 +64,39 @@ def page_of(name: str, method: "type[Method[Any]]") -> str:
     ]  # fmt: skip
     for field, info in method.config_class.model_fields.items():
         if field != "name":
-            default = json.dumps(info.default).strip('"')
-            lines.append(f"| `{field}` | `{default}` | {_escaped(info.description or '')} |")
+            meaning = _escaped(info.description or "")
+            lines.append(f"| `{field}` | {_cell(info.default)} | {meaning} |")
+    lines += presets_of(name, method)
     lines += ["", f"Code: `megatron_reason/methods/{Path(inspect.getfile(method)).name}`.", ""]
     return "\n".join(lines)
+
+
+def presets_of(name: str, method: "type[Method[Any]]") -> list[str]:
+    """Section on the values that papers and released codes give."""
+    columns = {preset.name: preset.given() for preset in method.presets}
+    defaults = {
+        field: info.default
+        for field, info in method.config_class.model_fields.items()
+        if any(field in given for given in columns.values())
+    }
+    if not columns:
+        return []
+    heads = [f"`{preset}`" for preset in columns]
+    lines = [
+        "", "## Presets", "",
+        f"`method: {{name: {name}, preset: {next(iter(columns))}, ...}}` takes the values of one; "
+        "keys given beside it win, and what a run records are the values. Bold: not the default. "
+        "Empty: the source does not say, the default holds.", "",
+        *(f"- `{preset.name}`: {_escaped(preset.source)}." for preset in method.presets), "",
+        f"| setting | default | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|",
+    ]  # fmt: skip
+    for field, default in defaults.items():
+        cells = [
+            _cell(given[field], is_bold=given[field] != default) if field in given else ""
+            for given in columns.values()
+        ]
+        lines.append(f"| `{field}` | {_cell(default)} | {' | '.join(cells)} |")
+    return lines
 
 
 def index_of(methods: "list[tuple[str, type[Method[Any]]]]") -> str:
@@ -93,6 +122,11 @@ def pages() -> dict[Path, str]:
     methods = list(METHODS)
     written = {PAGES / f"{name}.md": page_of(name, method) for name, method in methods}
     return written | {PAGES / "README.md": index_of(methods)}
+
+
+def _cell(value: object, *, is_bold: bool = False) -> str:
+    text = json.dumps(value).strip('"')
+    return f"**`{text}`**" if is_bold else f"`{text}`"
 
 
 def _listed(values: "Collection[object]") -> str:

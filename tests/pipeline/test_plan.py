@@ -94,6 +94,19 @@ def test_training_settings_change_training_and_what_is_measured_on_it(config):
     assert differing(config, changed(config, variants=one)) == {"train-one", "eval-one", "report"}
 
 
+def test_a_preset_counts_by_its_values(config):
+    def named(**method):
+        variants = config.model_dump()["variants"]
+        variants["two"]["method"] = {"name": "oxa", **method}
+        return changed(config, variants=variants)
+
+    assert not differing(config, named(preset="released"))
+    assert not differing(named(preset="paper"), named(clamp="exact"))
+    affected = {"train-two", "eval-two", "report"}
+    assert differing(config, named(preset="paper")) == affected
+    assert differing(named(preset="paper"), named(preset="mle")) == affected
+
+
 def test_evaluation_settings_change_evaluations_only(config):
     longer = {"sampling": {"max_tokens": 300}}
     assert differing(config, changed(config, eval=longer)) == EVALS
