@@ -106,6 +106,18 @@ def index_of(methods: "list[tuple[str, type[Method[Any]]]]") -> str:
         "Written by `tools/write_docs.py` from the code. Each method is one file; how to add one "
         "is in [add_a_method.md](../add_a_method.md), how they were checked in "
         "[invariance.md](../invariance.md).", "",
+        "A page also lists the method's presets: the values of its settings that a paper or a "
+        "released code gives, by name, each with its source. "
+        "`method: {name: oxa, preset: released, suppress_weight: 3.0e-4}` takes a preset's values "
+        "and one of your own, which wins; hashes, manifests and `mreason plan` hold the values. "
+        "What surrounds a method (data, learning rate, schedule, batch limits) is in the files of "
+        "[examples/presets](../../examples/presets), for those that learn from a fixed table: put "
+        "`extends: examples/presets/oxa_7b.yaml` into a file of your own and write what differs "
+        "below it.", "",
+        "What released codes do to a micro-batch (a mean or a choice within it) depends on how "
+        "sequences were packed. Here it is `chunk_mean_token_mean`, or `scope: chunk`: the same "
+        "within chunks of a fixed number of neighbours in the order of the update, whatever the "
+        "layout. What no such chunk imitates stands under Deviations.", "",
         "| name | what it is |", "|---|---|",
     ]  # fmt: skip
     for name, method in methods:

@@ -63,6 +63,9 @@ class GRPO(PolicyMethod[GRPOConfig]):
         Preset(
             "dapo",
             GRPOConfig(
+                prompts_per_update=32,
+                rollouts_per_prompt=16,
+                temperature=1.0,
                 divide_by_std=True,
                 clip_low=0.2,
                 clip_high=0.28,
@@ -73,7 +76,7 @@ class GRPO(PolicyMethod[GRPOConfig]):
                 drop_equal_groups=True,
                 overlong_buffer=4096,
             ),
-            "DAPO (arXiv 2503.14476) eqs. 8-13 and section 4.1",
+            "DAPO (arXiv 2503.14476) eqs. 8-13, section 4.1 and its released script at 32B",
         ),
         Preset(
             "dr_grpo",
