@@ -85,7 +85,7 @@ def batch(
         advantage_S=torch.tensor(advantages or [0.0] * number, dtype=torch.float64),
         is_correct_S=torch.tensor(correct or [False] * number),
         coef_S=torch.tensor(coefs or [1.0] * number, dtype=torch.float64),
-        num_groups=max(groups, default=0) + 1,
+        num_global_sequences=max(number, *groups, 0) + 1,
         old_logprob_T=OLD[taken],
         rollout_logprob_T=ROLLOUT[taken],
         ref_logprob_T=REF[taken],

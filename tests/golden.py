@@ -75,6 +75,8 @@ def _likelihood() -> list[Case]:
         Case("sft mean of means", create_method("sft"), demos(), 1.0592171645, {
             2: [-0.0000880200, 0.0000279257, 0.0000102733, 0.0000460417, 0.0000037793]}),
         Case("sft sums", create_method("sft", mean="seq_mean_token_sum"), demos(), 2.2426646823),
+        Case("sft chunks of 2", create_method("sft", preset="data_rewriting", chunk=2), demos(),
+             1.0479017036),
         Case("oxa", create_method("oxa"), mixed, 1.148145309405, {
             0: [-0.1092446920, 0.0517809840, 0.0190491595, 0.0070077941, 0.0314067544],
             2: [1.6649062668e-05, -5.2821702896e-06, -1.9432018543e-06, -8.7088265120e-06,
@@ -86,6 +88,8 @@ def _likelihood() -> list[Case]:
             {"train/nll": 1.1213323412}),
         Case("dft mean of means", create_method("dft", mean="seq_mean_token_mean"), demos(),
              0.2582661776),
+        Case("dft chunks of 2", create_method("dft", preset="released", chunk=2), demos(),
+             0.2484663922),
         Case("sft_kl full", create_method("sft_kl"), demos(), 1.1278402303, {0: kl_a1}),
         Case("sft_kl k1", create_method("sft_kl", kl_kind="k1"), demos(), 1.1281008554),
         Case("sft_kl k2", create_method("sft_kl", kl_kind="k2"), demos(), 1.1258417281),
@@ -108,6 +112,9 @@ def _grpo() -> list[Case]:
         Case("grpo mean of means", create_method("grpo", mean="seq_mean_token_mean"), batch,
              -0.0084857150),
         Case("grpo sums", create_method("grpo", mean="seq_mean_token_sum"), batch, -0.0487672911),
+        # By hand: ((-1.8431284335 + 2.4175491427) / 5 + (0.9330331588 - 1.7025230324) / 3) / 2.
+        Case("grpo chunks of 2", create_method("grpo", mean="chunk_mean_token_mean", chunk=2),
+             batch, -0.0708062413),
         Case("grpo normed", create_method("grpo", mean="seq_mean_token_sum_norm", **fourth), batch,
              -0.0121918228),
         Case("dapo", create_method("grpo", clip_high=0.28), batch, -0.0417041236),
@@ -154,7 +161,15 @@ def _srft() -> list[Case]:
     credit = credited(third_party, (1, 0, 1), demo_reward=1)
     emulated = _with_demo(credit.advantages, credit.demo_advantage)
     a1 = [-0.0271987650, 0.0128919657, 0.0047426891, 0.0017447378, 0.0078193724]
-    return [*cases, Case("srft third party", third_party, emulated, -0.5392778871, {0: a1})]
+    # Three reinforcement terms of -0.5392778871 - 0.1480780529 in all, an eighth of them, less
+    # 0.001 of the mean entropy of the eight tokens.
+    preset = create_method("srft", preset="third_party", max_response_length=4)
+    eighth = 0.1480780529 + (-0.5392778871 - 0.1480780529) / 8 - 0.001 * 0.9556979625
+    return [
+        *cases,
+        Case("srft third party", third_party, emulated, -0.5392778871, {0: a1}),
+        Case("srft third party on 8 ranks", preset, emulated, eighth),
+    ]
 
 
 def _with_demo(advantages: Sequence[float], demo_advantage: float) -> PackedBatch:
@@ -184,16 +199,15 @@ def _luffy() -> list[Case]:
     credit = credited(released, (1, 0, 0), demo_reward=1)
     roles = (ROLLOUT, ROLLOUT, ROLLOUT, DEMO)
     batch = fixture_f.batch(roles, advantages=(*credit.advantages, credit.demo_advantage))
-    text = create_method(
-        "luffy", entropy_bonus=0.0, divide_by_std=True, clip_low=0.2, clip_high=0.2,
-        mean="token_mean",
-    )  # fmt: skip
+    text = create_method("luffy", preset="paper")
+    eighth = create_method("luffy", preset="released", **fourth)
     return [
         Case("luffy", released, batch, -0.0366977202, {
             6: [0.0045064402, -0.0202862614, 0.0013573137, 0.0110840544, 0.0033384530],
             7: [0.0000408282, 0.0004973896, 0.0004973896, -0.0018556641, 0.0008200568]}),
         Case("luffy with bonus", create_method("luffy", **fourth), batch, -0.037653418191, {
             6: [0.0044990113, -0.0202876387, 0.0013473552, 0.0111130703, 0.0033282019]}),
+        Case("luffy on 8 ranks", eighth, batch, -0.0366977202 / 8 - 0.001 * 0.9556979625),
         Case("luffy as written", text, fixture_f.batch(roles, advantages=STD_ADVANTAGES),
              0.0161369145),
     ]  # fmt: skip
@@ -203,11 +217,15 @@ def _mixtures() -> list[Case]:
     d1 = [0.0854188344, -0.3846620309, 0.0256967746, 0.2102855835, 0.0632608384]
     relift = Case("relift burst", create_method("relift"), demos((3,)), 0.817516217743, {0: d1},
                   keep=(3,))  # fmt: skip
+    # Token means less 0.001 of entropies, of A and B, and of C and D; the mean of the two.
+    ab = (6.7081212696 - 0.001 * 4.5340951928) / 5
+    cd = (2.2625374604 - 0.001 * 3.1114885070) / 3
+    halves = Case("relift burst by micro-batches", create_method("relift", preset="released_1_5b"),
+                  demos(), (ab + cd) / 2)  # fmt: skip
     mu = create_method("chord")
     credit = credited(mu, (1, 0, 0))
     batch = fixture_f.batch((ROLLOUT, ROLLOUT, ROLLOUT, DEMO), advantages=(*credit.advantages, 0.0))
-    phi = create_method("chord", peak=0.1, valley=0.1, decay_updates=0,
-                        token_weight="probability_complement")  # fmt: skip
+    phi = create_method("chord", preset="phi")
     constant = create_method("chord", peak=0.1, valley=0.1, decay_updates=0)
     hpt = {"entropy_bonus": 0.0, "max_response_length": 4}
     switched = fixture_f.batch((ROLLOUT, ROLLOUT, DEMO), (0, 1, 3), advantages=(0.5, -0.5, 0.0))
@@ -215,14 +233,14 @@ def _mixtures() -> list[Case]:
     hpt_d1 = [0.0854485502, -0.3846565219, 0.0257366087, 0.2101695200, 0.0633018429]
     phi_d1 = [0.0015164596, -0.0068265179, 0.0004567488, 0.0037298887, 0.0011234209]
     return [
-        relift,
+        relift, halves,
         Case("chord-mu at its peak", mu, batch, 0.7329498427, means={"train/pg": -0.0372971740}),
         Case("chord at 0.1", constant, batch, 0.0482858279),
         Case("chord-phi", phi, batch, -0.0194273217, {6: phi_d1}, {"train/sft": 0.1414013490}),
         Case("hpt", create_method("hpt", **hpt), switched, 0.8461124196, {0: a1, 5: hpt_d1},
              keep=(0, 1, 3)),
-        Case("hpt 1.5B", create_method("hpt", sft_weight=0.3, **hpt), switched, 0.2731394284,
-             keep=(0, 1, 3)),
+        Case("hpt 1.5B", create_method("hpt", preset="released_1_5b", policy_weight=1, **hpt),
+             switched, 0.2731394284, keep=(0, 1, 3)),
     ]  # fmt: skip
 
 
@@ -234,6 +252,9 @@ def _cov() -> list[Case]:
     return [
         Case("kl-cov", create_method("cov", mode="kl", kl_fraction=0.3), batch, -0.1407659723,
              {7: d2, 3: b2}),
+        # By hand: of A and B the largest covariance is a1's 0.797, of C and D d2's 0.337.
+        Case("kl-cov by chunks", create_method("cov", mode="kl", kl_fraction=0.2, scope="chunk",
+                                               chunk=2), batch, -0.1760468350),
         Case("clip-cov without candidates", nobody, batch, -0.0243836456),
     ]  # fmt: skip
 

@@ -64,10 +64,39 @@ def page_of(name: str, method: "type[Method[Any]]") -> str:
     ]  # fmt: skip
     for field, info in method.config_class.model_fields.items():
         if field != "name":
-            default = json.dumps(info.default).strip('"')
-            lines.append(f"| `{field}` | `{default}` | {_escaped(info.description or '')} |")
+            meaning = _escaped(info.description or "")
+            lines.append(f"| `{field}` | {_cell(info.default)} | {meaning} |")
+    lines += presets_of(name, method)
     lines += ["", f"Code: `megatron_reason/methods/{Path(inspect.getfile(method)).name}`.", ""]
     return "\n".join(lines)
+
+
+def presets_of(name: str, method: "type[Method[Any]]") -> list[str]:
+    """Section on the values that papers and released codes give."""
+    columns = {preset.name: preset.given() for preset in method.presets}
+    defaults = {
+        field: info.default
+        for field, info in method.config_class.model_fields.items()
+        if any(field in given for given in columns.values())
+    }
+    if not columns:
+        return []
+    heads = [f"`{preset}`" for preset in columns]
+    lines = [
+        "", "## Presets", "",
+        f"`method: {{name: {name}, preset: {next(iter(columns))}, ...}}` takes the values of one; "
+        "keys given beside it win, and what a run records are the values. Bold: not the default. "
+        "Empty: the source does not say, the default holds.", "",
+        *(f"- `{preset.name}`: {_escaped(preset.source)}." for preset in method.presets), "",
+        f"| setting | default | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|",
+    ]  # fmt: skip
+    for field, default in defaults.items():
+        cells = [
+            _cell(given[field], is_bold=given[field] != default) if field in given else ""
+            for given in columns.values()
+        ]
+        lines.append(f"| `{field}` | {_cell(default)} | {' | '.join(cells)} |")
+    return lines
 
 
 def index_of(methods: "list[tuple[str, type[Method[Any]]]]") -> str:
@@ -77,6 +106,18 @@ def index_of(methods: "list[tuple[str, type[Method[Any]]]]") -> str:
         "Written by `tools/write_docs.py` from the code. Each method is one file; how to add one "
         "is in [add_a_method.md](../add_a_method.md), how they were checked in "
         "[invariance.md](../invariance.md).", "",
+        "A page also lists the method's presets: the values of its settings that a paper or a "
+        "released code gives, by name, each with its source. "
+        "`method: {name: oxa, preset: released, suppress_weight: 3.0e-4}` takes a preset's values "
+        "and one of your own, which wins; hashes, manifests and `mreason plan` hold the values. "
+        "What surrounds a method (data, learning rate, schedule, batch limits) is in the files of "
+        "[examples/presets](../../examples/presets), for those that learn from a fixed table: put "
+        "`extends: examples/presets/oxa_7b.yaml` into a file of your own and write what differs "
+        "below it.", "",
+        "What released codes do to a micro-batch (a mean or a choice within it) depends on how "
+        "sequences were packed. Here it is `chunk_mean_token_mean`, or `scope: chunk`: the same "
+        "within chunks of a fixed number of neighbours in the order of the update, whatever the "
+        "layout. What no such chunk imitates stands under Deviations.", "",
         "| name | what it is |", "|---|---|",
     ]  # fmt: skip
     for name, method in methods:
@@ -93,6 +134,11 @@ def pages() -> dict[Path, str]:
     methods = list(METHODS)
     written = {PAGES / f"{name}.md": page_of(name, method) for name, method in methods}
     return written | {PAGES / "README.md": index_of(methods)}
+
+
+def _cell(value: object, *, is_bold: bool = False) -> str:
+    text = json.dumps(value).strip('"')
+    return f"**`{text}`**" if is_bold else f"`{text}`"
 
 
 def _listed(values: "Collection[object]") -> str:

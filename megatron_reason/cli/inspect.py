@@ -90,7 +90,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `mreason list` prints it.")],
     as_json: Json = False,
 ) -> None:
-    """Show one plug-in, its needs and its settings.
+    """Show one plug-in, its needs, its settings and its presets.
 
     Example: mreason show method oxa
     """
@@ -98,13 +98,10 @@ def show(
     description = _description(entry)
     needs = _needs(name, entry)
     fields = _fields(getattr(entry, "config_class", None))
+    presets = _presets(entry)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"name": name, "description": description, "needs": needs, "settings": fields},
-                indent=2,
-            )
-        )
+        shown = {"name": name, "description": description, "needs": needs, "settings": fields}
+        typer.echo(json.dumps(shown | {"presets": presets}, indent=2))
         return
     typer.echo(description)
     for what, values in needs.items():
@@ -114,6 +111,11 @@ def show(
     for field in fields:
         typer.echo(f"  {field['name']}: {field['type']} = {field['default']}")
         typer.echo(f"      {field['meaning']}")
+    if presets:
+        typer.echo("\npresets:")
+    for preset in presets:
+        values = ", ".join(f"{key}: {json.dumps(v)}" for key, v in preset["values"].items())
+        typer.echo(f"  {preset['name']}: {preset['source']}\n      {values}")
 
 
 def doctor(as_json: Json = False) -> None:
@@ -175,6 +177,15 @@ def _needs(name: str, entry: object) -> dict[str, list[str]]:
         "statistics": sorted(str(stat) for stat in needs.stats),
         "constants per token": sorted(str(what) for what in needs.frozen),
     }
+
+
+def _presets(entry: object) -> list[dict[str, Any]]:
+    """Name, source and values of a method's presets."""
+    from megatron_reason.schema.method import Method
+
+    if not (isinstance(entry, type) and issubclass(entry, Method)):
+        return []
+    return [{"name": p.name, "source": p.source, "values": p.given()} for p in entry.presets]
 
 
 def _fields(config_class: "type[BaseModel] | None") -> list[dict[str, str]]:

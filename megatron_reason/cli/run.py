@@ -18,7 +18,8 @@ StageName = Annotated[str | None, typer.Option(metavar="STAGE")]
 def plan(config: Config, overrides: Set = None, as_json: Json = False) -> None:
     """Show what a run would do; touches nothing.
 
-    Stages in order, what each reads, how much it does, its layout, and whether it is done already.
+    Stages in order, what each reads, how much it does, its layout, and whether it is done already;
+    then every setting of each method, those of its preset and its defaults included.
 
     Example: mreason plan examples/quickstart_cpu/oxa.yaml --set train.updates=20
     """
@@ -43,6 +44,10 @@ def plan(config: Config, overrides: Set = None, as_json: Json = False) -> None:
             for stage, line in zip(stages, lines, strict=True)
         ],
     )  # fmt: skip
+    for stage, line in zip(stages, lines, strict=True):
+        if line.method:
+            values = ", ".join(f"{key} {json.dumps(v)}" for key, v in line.method.items())
+            typer.echo(f"{stage.folder}: {values}")
 
 
 def run(

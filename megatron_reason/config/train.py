@@ -36,6 +36,9 @@ class OptimConfig(Strict):
     """Adam's epsilon."""
     clip_grad: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
+    skip_grad_norm: float | None = Field(default=None, gt=0)
+    """Updates whose gradient norm before clipping is above this are left out, and counted by
+    `train/steep_skipped`; null leaves none out."""
 
 
 class KeepConfig(Strict):

@@ -20,17 +20,22 @@ from megatron_reason.schema.topology import Topology
 
 @dataclass(frozen=True)
 class TermCounts:
-    """How much a term covers, over the whole global batch."""
+    """How much a term covers, over the whole global batch and in each of its C cells.
+
+    A cell is what the term takes a mean within: a chunk where it goes by chunks, else a prompt.
+    """
 
     sequences: int
     tokens: int
-    tokens_G: Tensor
-    """int64 [G]: tokens of each prompt of the global batch, on the batch's device."""
+    sequences_C: Tensor
+    """int64 [C]: sequences of each cell, on the batch's device."""
+    tokens_C: Tensor
+    """int64 [C]: tokens of each cell, on the batch's device."""
 
     @property
-    def groups(self) -> int:
-        """Prompts with tokens."""
-        return int((self.tokens_G > 0).sum())
+    def cells(self) -> int:
+        """Cells with tokens."""
+        return int((self.tokens_C > 0).sum())
 
 
 def global_counts(
@@ -45,17 +50,17 @@ def global_counts(
         topology: this rank's place; one all-reduce over its data-parallel group.
         device: where the collective runs.
     """
-    num_groups = max((batch.num_groups for batch in batches), default=0)
-    local = torch.zeros(len(terms), 1 + num_groups, dtype=torch.int64, device=device)
-    for row, term in enumerate(terms):
+    num_cells = max((batch.num_global_sequences for batch in batches), default=0)
+    local = torch.zeros(len(terms), 2, num_cells, dtype=torch.int64, device=device)
+    for (sequences_C, tokens_C), term in zip(local, terms, strict=True):
         for batch in batches:
-            tokens_S = _tokens_of_sequences(term, batch)
-            local[row, 0] += (tokens_S > 0).sum()
-            local[row, 1:].index_add_(0, batch.group_S, tokens_S)
+            tokens_S, cell_S = _tokens_of_sequences(term, batch), _cells_S(term, batch)
+            sequences_C.index_add_(0, cell_S, (tokens_S > 0).long())
+            tokens_C.index_add_(0, cell_S, tokens_S)
     if topology.dp_group is not None:
         dist.all_reduce(local, group=topology.dp_group)
     return {
-        term.name: TermCounts(int(row[0]), int(row[1:].sum()), row[1:])
+        term.name: TermCounts(int(row[0].sum()), int(row[1].sum()), row[0], row[1])
         for term, row in zip(terms, local, strict=True)
     }
 
@@ -119,6 +124,12 @@ def _tokens_of_sequences(term: Term, batch: PackedBatch) -> Tensor:
     return torch.where(term.members_S(batch), batch.supervised_tokens_S(), 0)
 
 
+def _cells_S(term: Term, batch: PackedBatch) -> Tensor:
+    """int64 [S]: the cell of each sequence, below the number of sequences of the global batch."""
+    by_chunk = term.mean == "chunk_mean_token_mean"
+    return batch.index_S // term.chunk if by_chunk else batch.group_S
+
+
 def _denominator(term: Term, batch: PackedBatch, covered: TermCounts) -> Tensor | float:
     """What a token's value is divided by: one number, or [T] float64."""
     match term.mean:
@@ -133,5 +144,10 @@ def _denominator(term: Term, batch: PackedBatch, covered: TermCounts) -> Tensor 
         case "seq_mean_token_mean":
             tokens_S = _tokens_of_sequences(term, batch) * covered.sequences
         case "group_mean_token_mean":
-            tokens_S = covered.tokens_G[batch.group_S] * covered.groups
+            tokens_S = covered.tokens_C[batch.group_S] * covered.cells
+        case "chunk_mean_token_mean":
+            cell_S = _cells_S(term, batch)
+            # A cell counts by its sequences, so that a last one with fewer weighs less.
+            sequences_S = covered.sequences_C[cell_S].clamp(min=1).to(torch.float64)
+            tokens_S = covered.tokens_C[cell_S] * covered.sequences / sequences_S
     return batch.per_token(tokens_S).clamp(min=1).to(torch.float64)

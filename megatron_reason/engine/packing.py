@@ -71,6 +71,7 @@ def _fill(lengths: Sequence[int], batch: BatchConfig, num_bins: int) -> list[lis
 def pack(
     samples: Sequence[TokenizedSample], *, multiple_of: int = 1,
     indices: Sequence[int] | None = None, groups: Mapping[str, int] | None = None,
+    num_global_sequences: int | None = None,
 ) -> PackedBatch:  # fmt: skip
     """Lay `samples` end to end as one micro-batch, on the CPU.
 
@@ -79,6 +80,7 @@ def pack(
         multiple_of: T is padded to a multiple of it (sequence parallelism needs TP).
         indices: index of each sample in the global batch; None where these samples are all of it.
         groups: index of each prompt in the global batch; None where these samples are all of it.
+        num_global_sequences: sequences of the global batch; None where these samples are all of it.
     """
     groups = group_indices(samples) if groups is None else groups
     used = sum(sample.num_positions for sample in samples)
@@ -122,7 +124,9 @@ def pack(
         advantage_S=torch.tensor([s.advantage for s in samples], dtype=torch.float32),
         is_correct_S=torch.tensor([s.is_correct for s in samples], dtype=torch.bool),
         coef_S=torch.tensor([s.coef for s in samples], dtype=torch.float32),
-        num_groups=len(groups),
+        num_global_sequences=(
+            len(samples) if num_global_sequences is None else num_global_sequences
+        ),
         old_logprob_T=_laid_out(samples, "old_logprobs", loss_mask_T),
         rollout_logprob_T=_laid_out(samples, "rollout_logprobs", loss_mask_T),
     )
@@ -155,6 +159,12 @@ def microbatches_of_rank(
     shares = assign([sample.num_positions for sample in samples], batch, num_ranks)
     groups = group_indices(samples)
     return [
-        pack([samples[i] for i in members], multiple_of=multiple_of, indices=members, groups=groups)
+        pack(
+            [samples[i] for i in members],
+            multiple_of=multiple_of,
+            indices=members,
+            groups=groups,
+            num_global_sequences=len(samples),
+        )
         for members in shares[rank]
     ]

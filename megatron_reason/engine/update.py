@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_reason.config.train import BatchConfig, TrainConfig
+from megatron_reason.config.train import BatchConfig, OptimConfig, TrainConfig
 from megatron_reason.engine.aggregation import global_counts, means_of
 from megatron_reason.engine.forward import Head, LossSpec, training_step
 from megatron_reason.engine.frozen import Models, fill_frozen
@@ -39,16 +39,14 @@ def update(
     started = time.perf_counter()
     topology = trainable.topology
     terms, merged = accumulate(trainable, method, samples, state, train.batch)
-    rate = learning_rate(train.optim, state.update, state.total_updates)
-    norm = _step(trainable, rate, guard, state.update, samples)
+    stepped = _step(trainable, train.optim, guard, state, samples)
     num_tokens = sum(sample.num_positions for sample in samples)
     seconds = time.perf_counter() - started
     metrics = merged.means()
     if topology.is_last_stage:
         metrics |= means_of(terms, merged)
     return _from_last_stage(metrics, topology) | {
-        "train/grad_norm": norm,
-        "train/lr": rate,
+        **stepped,
         "train/nonfinite_skipped": float(guard.skipped),
         "perf/tokens_per_s": num_tokens / seconds,
         "time/step": seconds,
@@ -141,16 +139,26 @@ def backpropagate(
 
 
 def _step(
-    trainable: Trainable, rate: float, guard: NonFiniteGuard, update_index: int,
+    trainable: Trainable, optim: OptimConfig, guard: NonFiniteGuard, state: TrainState,
     samples: Sequence[TokenizedSample],
-) -> float:  # fmt: skip
-    """Apply the gradients unless they are not finite; returns their norm before clipping."""
+) -> dict[str, float]:  # fmt: skip
+    """Apply the gradients unless they are not finite, or larger than the settings allow.
+
+    Returns:
+        Metrics by name: their norm before clipping, the rate, and whether they were too large.
+    """
+    rate = learning_rate(optim, state.update, state.total_updates)
     set_learning_rate(trainable.optimizer, rate)
     trainable.optimizer.prepare_grads()
     norm = float(trainable.optimizer.get_grad_norm())
-    if guard.admits(norm, update_index, samples):
+    metrics = {"train/grad_norm": norm, "train/lr": rate}
+    is_admitted, is_steep = guard.admits(norm, state.update, samples), False
+    if optim.skip_grad_norm is not None:
+        is_steep = is_admitted and norm > optim.skip_grad_norm
+        metrics["train/steep_skipped"] = float(is_steep)
+    if is_admitted and not is_steep:
         trainable.optimizer.step()
-    return norm
+    return metrics
 
 
 def _reduced(local: StepMetrics, topology: Topology, device: torch.device) -> StepMetrics:

@@ -11,9 +11,14 @@ from typing import Generic, TypeVar
 from pydantic import Field
 from torch import Tensor
 
-from megatron_reason.methods._surrogate import PolicyConfig, PolicyMethod, Surrogate
+from megatron_reason.methods._surrogate import (
+    PolicyConfig,
+    PolicyMethod,
+    Surrogate,
+    policy_term,
+)
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
-from megatron_reason.schema.method import EVERYTHING, Mean, Term, TrainState
+from megatron_reason.schema.method import EVERYTHING, ChunkMean, Term, TrainState
 
 
 class HybridConfig(PolicyConfig):
@@ -27,12 +32,17 @@ class HybridConfig(PolicyConfig):
     """Ratios above 1 + clip_high are clipped; null does not clip at all."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bound of -A r at negative advantages, in units of |A|; null leaves it unbounded."""
-    mean: Mean = "sum_over_constant"
+    mean: ChunkMean = "sum_over_constant"
     """Aggregation of the policy loss over the global batch."""
+    policy_weight: float = Field(default=1.0, ge=0)
+    """Weight of the policy loss. The released runs average the gradients of their ranks: 1/8 on 8,
+    where the loss is not divided by the number of sequences."""
     entropy_bonus: float = Field(default=0.001, ge=0)
     """Weight of the mean entropy over every token, demonstrations included."""
     sft_weight: float = Field(default=1.0, ge=0)
     """Weight of the likelihood of demonstrations."""
+    sft_mean: ChunkMean = "token_mean"
+    """Aggregation of that likelihood, and of the entropy bonus."""
 
 
 H = TypeVar("H", bound=HybridConfig)
@@ -44,10 +54,9 @@ class HybridMethod(PolicyMethod[H], Generic[H]):
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """A term without tokens weighs nothing, so that either may be empty."""
         config = self.config
-        length = config.max_response_length
         return [
-            Term("pg", over=Role.ROLLOUT, mean=config.mean, constant=length),
-            Term("sft", over=Role.DEMO, mean="token_mean", coef=config.sft_weight),
+            policy_term(config, coef=config.policy_weight),
+            sft_term(config),
             *bonus_terms(config),
         ]
 
@@ -58,12 +67,18 @@ class HybridMethod(PolicyMethod[H], Generic[H]):
         return losses | bonus_losses(stats, self.config)
 
 
+def sft_term(config: HybridConfig) -> Term:
+    """The likelihood of demonstrations."""
+    weight = config.sft_weight
+    return Term("sft", Role.DEMO, mean=config.sft_mean, coef=weight, chunk=config.chunk)
+
+
 def bonus_terms(config: HybridConfig) -> list[Term]:
     """The entropy bonus over every token, if there is one."""
     if not config.entropy_bonus:
         return []
-    weight = -config.entropy_bonus
-    return [Term("entropy_bonus", over=EVERYTHING, mean="token_mean", coef=weight)]
+    mean, weight = config.sft_mean, -config.entropy_bonus
+    return [Term("entropy_bonus", EVERYTHING, mean=mean, coef=weight, chunk=config.chunk)]
 
 
 def bonus_losses(stats: TokenStats, config: HybridConfig) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_reason.methods._rollout import RolloutConfig, RolloutMethod, group_advantages
 from megatron_reason.schema.batch import PackedBatch, Role, Stat, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
-from megatron_reason.schema.method import Frozen, Mean, Needs, Term
+from megatron_reason.schema.method import ChunkMean, Frozen, Needs, Term, Where
 
 KLKind = Literal["k1", "k2", "k3", "k3_plus"]
 _MAX_LOG_RATIO = 20.0
@@ -38,8 +38,10 @@ class PolicyConfig(RolloutConfig):
     """Ratios above 1 + clip_high are clipped; null does not clip at all."""
     dual_clip: float | None = Field(default=3.0, gt=1)
     """Bound of -A r at negative advantages, in units of |A|; null leaves it unbounded."""
-    mean: Mean = "token_mean"
+    mean: ChunkMean = "token_mean"
     """Aggregation of the policy loss over the global batch."""
+    chunk: int = Field(default=4, ge=1)
+    """Sequences of a chunk, where something goes by chunks: a released code's micro-batch."""
     max_response_length: int = Field(default=8192, ge=1)
     """Generation budget in tokens; the constant of aggregations that divide by one."""
     kl_weight: float = Field(default=0.0, ge=0)
@@ -81,6 +83,14 @@ class PolicyMethod(RolloutMethod[P], Generic[P]):
         return Credit(group_advantages(rewards, divide_by_std=self.config.divide_by_std))
 
 
+def policy_term(
+    config: PolicyConfig, *, name: str = "pg", over: Role | Where = Role.ROLLOUT, coef: float = 1.0
+) -> Term:
+    """A term averaged as the settings say for the policy loss."""
+    length = config.max_response_length
+    return Term(name, over, mean=config.mean, coef=coef, constant=length, chunk=config.chunk)
+
+
 def policy_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
     """Policy gradient, penalty and bonus over the rollouts, and what is only measured.
 
@@ -89,18 +99,13 @@ def policy_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
         coef: factor of the whole.
     """
     terms = [
-        Term(
-            "pg", over=Role.ROLLOUT, mean=config.mean, coef=coef,
-            constant=config.max_response_length,
-        ),
+        policy_term(config, coef=coef),
         Term("policy/ppo_kl", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
         Term("policy/clipfrac_low", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
         Term("policy/clipfrac_high", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
-    ]  # fmt: skip
+    ]
     if config.kl_weight:
-        weight = coef * config.kl_weight
-        terms.append(Term("kl", over=Role.ROLLOUT, mean=config.mean, coef=weight,
-                          constant=config.max_response_length))  # fmt: skip
+        terms.append(policy_term(config, name="kl", coef=coef * config.kl_weight))
     if config.entropy_bonus:
         weight = -coef * config.entropy_bonus
         terms.append(Term("entropy_bonus", over=Role.ROLLOUT, mean="token_mean", coef=weight))

@@ -3,13 +3,11 @@
 Loss. (1 - mu) L_GRPO + mu L_SFT. CHORD-mu lets mu fall from 0.9 to 0.05 over 200 updates; CHORD-phi
 holds mu at 0.1 and weighs each expert token by p (1 - p).
 Source: CHORD (arXiv 2508.11408) eqs. 3-6
-Settings. CHORD-mu: the defaults. CHORD-phi: peak 0.1, valley 0.1, decay_updates 0,
-token_weight probability_complement.
 Data. Rollouts, graded; expert demonstrations of any prompts, in a batch of their own.
 Expect. Expert tokens the model is sure of, or sure against, are left alone by phi.
 Deviations. The code averages the tokens of each micro-batch and then weighs by sequences; here each
-mean is over its own tokens of the global batch. The configuration the repository ships combines
-both variants and is neither.
+mean is over its own tokens of the global batch. The configuration the repository ships (preset
+shipped) combines both variants and is neither.
 """
 
 import math
@@ -27,7 +25,7 @@ from megatron_reason.methods._surrogate import (
     policy_terms,
 )
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
-from megatron_reason.schema.method import Needs, Term, TrainState, UpdatePlan, method
+from megatron_reason.schema.method import Needs, Preset, Term, TrainState, UpdatePlan, method
 
 
 class CHORDConfig(PolicyConfig):
@@ -51,12 +49,42 @@ class CHORDConfig(PolicyConfig):
     """Constant factor of each expert token: 1, p (1 - p) (CHORD-phi), or p."""
 
 
+_MU = CHORDConfig(
+    prompts_per_update=32, rollouts_per_prompt=8, demos_per_update=64, temperature=1.0,
+    clip_low=0.2, clip_high=0.2, dual_clip=3.0, mean="token_mean", max_response_length=10240,
+    kl_weight=0.0, warmup_updates=0, decay_updates=200, peak=0.9, valley=0.05, token_weight="none",
+)  # fmt: skip
+
+
 @method
 class CHORD(PolicyMethod[CHORDConfig]):
     """Scheduled mixture of GRPO and expert likelihood."""
 
     config_class = CHORDConfig
     needs = Needs(roles=frozenset({Role.DEMO, Role.ROLLOUT}))
+    presets = (
+        Preset("mu", _MU, "CHORD-mu: comments of Trinity-RFT's configuration"),
+        Preset(
+            "phi",
+            CHORDConfig(
+                decay_updates=0, peak=0.1, valley=0.1, token_weight="probability_complement"
+            ),
+            "CHORD-phi: CHORD (arXiv 2508.11408) eq. 6, and Trinity-RFT",
+            over=_MU,
+        ),
+        Preset(
+            "shipped",
+            CHORDConfig(
+                warmup_updates=200,
+                decay_updates=400,
+                peak=0.5,
+                valley=0.02,
+                token_weight="probability_complement",
+            ),
+            "the configuration that Trinity-RFT ships: phi under a schedule of its own",
+            over=_MU,
+        ),
+    )
 
     def plan(self, state: TrainState) -> UpdatePlan:  # noqa: ARG002 - the plan never changes
         """Fresh rollouts, and expert demonstrations from the table."""

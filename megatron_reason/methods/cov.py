@@ -8,7 +8,8 @@ Data. Fresh rollouts, graded, and several updates per batch of rollouts: KL-Cov 
 first one, where log p = log p_old.
 Expect. Entropy that falls more slowly, or not at all.
 Deviations. The released code takes the means, the random choice and the largest covariances within
-each micro-batch; here they are taken over the global batch, so that they do not depend on it.
+each micro-batch; by default they are taken over the global batch. `scope: chunk` takes them within
+chunks of so many neighbouring sequences, whatever the layout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from megatron_reason.methods._surrogate import PolicyConfig, PolicyMethod, Surrogate
+from megatron_reason.methods._surrogate import (
+    PolicyConfig,
+    PolicyMethod,
+    Surrogate,
+    policy_term,
+)
 from megatron_reason.schema.batch import GlobalTokens, PackedBatch, Role, TokenStats
-from megatron_reason.schema.method import Frozen, Needs, Term, TrainState, method
+from megatron_reason.schema.method import Frozen, Needs, Preset, Term, TrainState, method
 
 
 class CovConfig(PolicyConfig):
@@ -44,6 +50,16 @@ class CovConfig(PolicyConfig):
     """KL-Cov: share of all tokens that is penalised, at least one."""
     kl_beta: float = Field(default=1.0, ge=0)
     """KL-Cov: weight of the penalty."""
+    scope: Literal["batch", "chunk"] = "batch"
+    """Tokens whose means the covariance takes and among which tokens are chosen: all of the global
+    batch, or those of each `chunk` neighbouring sequences."""
+
+
+_AUTHORS = CovConfig(
+    prompts_per_update=32, rollouts_per_prompt=8, temperature=1.0, clip_low=1.0, clip_high=1.0,
+    dual_clip=None, mean="token_mean",
+)  # fmt: skip
+_VERL = CovConfig(clip_low=0.2, clip_high=0.2, dual_clip=None, mean="token_mean")
 
 
 @method
@@ -56,12 +72,43 @@ class Cov(PolicyMethod[CovConfig]):
         frozen=frozenset({Frozen.OLD_LOGPROB, Frozen.COEFFICIENTS}),
     )
 
+    presets = (
+        Preset(
+            "clip_cov",
+            CovConfig(mode="clip", clip_fraction=2e-4, cov_low=1.0, cov_high=5.0),
+            "Clip-Cov of arXiv 2505.22617 and its released code",
+            over=_AUTHORS,
+        ),
+        Preset(
+            "kl_cov",
+            CovConfig(mode="kl", kl_fraction=2e-3, kl_beta=1.0),
+            "KL-Cov of arXiv 2505.22617 and its released code, at 7B",
+            over=_AUTHORS,
+        ),
+        Preset(
+            "kl_cov_32b",
+            CovConfig(mode="kl", kl_fraction=2e-4, kl_beta=1.0),
+            "KL-Cov of arXiv 2505.22617 and its released code, at 32B",
+            over=_AUTHORS,
+        ),
+        Preset(
+            "verl_clip_cov",
+            CovConfig(mode="clip", clip_fraction=2e-4, cov_low=1.0, cov_high=5.0),
+            "Clip-Cov with verl's defaults, which clip as PPO does",
+            over=_VERL,
+        ),
+        Preset(
+            "verl_kl_cov",
+            CovConfig(mode="kl", kl_fraction=2e-4, kl_beta=0.1),
+            "KL-Cov with verl's defaults",
+            over=_VERL,
+        ),
+    )
+
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """One policy term; how many tokens were chosen is measured beside it."""
-        config = self.config
-        length = config.max_response_length
         return [
-            Term("pg", over=Role.ROLLOUT, mean=config.mean, constant=length),
+            policy_term(self.config),
             Term("policy/cov_chosen", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
         ]
 
@@ -80,19 +127,29 @@ class Cov(PolicyMethod[CovConfig]):
 
     def coefficients(self, whole: GlobalTokens, state: TrainState) -> Tensor:
         """[N]: 1 for the chosen tokens, 0 for the others."""
-        advantage_N = whole.per_token(whole.advantage_S).to(whole.logprob_N.dtype)
-        cov_N = (advantage_N - advantage_N.mean()) * (whole.logprob_N - whole.logprob_N.mean())
+        generator = torch.Generator().manual_seed(state.seed * 1_000_003 + state.update)
+        coef_N = torch.zeros_like(whole.logprob_N)
+        size = len(whole.role_S) if self.config.scope == "batch" else self.config.chunk
+        chunk_N = whole.sequence_N // size
+        for chunk in chunk_N.unique():
+            places = (chunk_N == chunk).nonzero()[:, 0]
+            coef_N[places[self._chosen(whole, places, generator)]] = 1.0
+        return coef_N
+
+    def _chosen(self, whole: GlobalTokens, places: Tensor, generator: torch.Generator) -> Tensor:
+        """Which of the tokens at `places` are chosen, as indices of `places`."""
+        advantage_N = whole.per_token(whole.advantage_S).to(whole.logprob_N.dtype)[places]
+        logprob_N = whole.logprob_N[places]
+        cov_N = (advantage_N - advantage_N.mean()) * (logprob_N - logprob_N.mean())
         if self.config.mode == "kl":
             count = max(1, int(self.config.kl_fraction * len(cov_N)))
-            chosen = cov_N.topk(min(count, len(cov_N))).indices
-        else:
-            chosen = self._drawn(self._qualifies(cov_N, advantage_N, whole), state)
-        return torch.zeros_like(cov_N).index_fill(0, chosen, 1.0)
-
-    def _qualifies(self, cov_N: Tensor, advantage_N: Tensor, whole: GlobalTokens) -> Tensor:
-        """Bool [N]: covariance within bounds, and PPO's clip leaves the token alone."""
+            return cov_N.topk(min(count, len(cov_N))).indices
         assert whole.old_logprob_N is not None, f"the engine fills {Frozen.OLD_LOGPROB}"
-        ratio_N = (whole.logprob_N - whole.old_logprob_N).exp()
+        ratio_N = (logprob_N - whole.old_logprob_N[places]).exp()
+        return self._drawn(self._qualifies(cov_N, advantage_N, ratio_N), generator)
+
+    def _qualifies(self, cov_N: Tensor, advantage_N: Tensor, ratio_N: Tensor) -> Tensor:
+        """Bool [N]: covariance within bounds, and PPO's clip leaves the token alone."""
         low, high = self.config.clip_low, self.config.clip_high
         is_free_N = torch.ones_like(cov_N, dtype=torch.bool)
         if low is not None:
@@ -101,10 +158,9 @@ class Cov(PolicyMethod[CovConfig]):
             is_free_N &= (advantage_N <= 0) | (ratio_N <= 1 + high)
         return is_free_N & (cov_N > self.config.cov_low) & (cov_N < self.config.cov_high)
 
-    def _drawn(self, qualifies_N: Tensor, state: TrainState) -> Tensor:
+    def _drawn(self, qualifies_N: Tensor, generator: torch.Generator) -> Tensor:
         """Indices of a seeded uniform choice among the tokens that qualify."""
         candidates = qualifies_N.nonzero()[:, 0]
         count = max(1, int(self.config.clip_fraction * len(qualifies_N)))
-        generator = torch.Generator().manual_seed(state.seed * 1_000_003 + state.update)
         order = torch.randperm(len(candidates), generator=generator)
         return candidates[order[:count].to(candidates.device)]

@@ -4,16 +4,16 @@ Loss. -min(r A, clip(r) A) with r = p / p_old and A = (R - mean) / std within th
 plus, where asked for, a KL penalty and an entropy bonus.
 Source: GRPO (arXiv 2402.03300) eqs. 1-3; DAPO (arXiv 2503.14476) eqs. 8-13; Dr.GRPO
 (arXiv 2503.20783) eq. 3; GSPO (arXiv 2507.18071) eqs. 5-7.
-Settings. GRPO as verl runs it: the defaults. DAPO: clip_high 0.28, dual_clip null,
-drop_equal_groups true, overlong_buffer. Dr.GRPO: divide_by_std false, mean seq_mean_token_sum_norm.
-GSPO: ratio sequence, mean seq_mean_token_mean, clip_low 3e-4, clip_high 4e-4. OXA's RL: kl_weight
-0.001, temperature 0.85. SFT -> RL is a run of SFT whose weights a run of this starts from.
+Settings. GRPO as verl runs it: the defaults. DAPO, Dr.GRPO, GSPO and OXA's RL are presets. SFT ->
+RL is a run of SFT whose weights a run of this starts from.
 Data. Fresh rollouts, graded.
 Expect. With one update per batch of rollouts the loss is 0 up to rounding and the gradient is
 REINFORCE's; that is right. Groups whose rewards are all equal teach nothing.
-Deviations. verl 0.5 averages over the tokens of each micro-batch; here the mean is over the global
-batch. Dr.GRPO divides by the generation budget and by the sequences; verl's newest mode does not do
-the latter.
+Deviations. verl 0.5, which OXA's RL runs on, averages over the tokens of each micro-batch and then
+over micro-batches by their sequences; here the mean is over the global batch. mean
+chunk_mean_token_mean does as verl does in chunks of a fixed number of sequences; verl fills its
+micro-batches up to 32,768 tokens, which no fixed number imitates. Dr.GRPO divides by the generation
+budget and by the sequences; verl's newest mode does not do the latter (mean sum_over_constant).
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from megatron_reason.methods._surrogate import (
 )
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
-from megatron_reason.schema.method import Needs, Term, TrainState, method
+from megatron_reason.schema.method import Needs, Preset, Term, TrainState, method
 
 
 class GRPOConfig(PolicyConfig):
@@ -46,12 +46,92 @@ class GRPOConfig(PolicyConfig):
     0 does not punish length."""
 
 
+_OXA_RL = GRPOConfig(
+    prompts_per_update=64, rollouts_per_prompt=8, temperature=0.85, divide_by_std=True,
+    clip_low=0.2, clip_high=0.2, dual_clip=3.0, mean="token_mean", max_response_length=16384,
+    kl_weight=0.001, kl_kind="k3", entropy_bonus=0.0, drop_equal_groups=False,
+)  # fmt: skip
+
+
 @method
 class GRPO(PolicyMethod[GRPOConfig]):
     """Group-relative policy optimisation."""
 
     config_class = GRPOConfig
     needs = Needs(roles=frozenset({Role.ROLLOUT}))
+    presets = (
+        Preset(
+            "dapo",
+            GRPOConfig(
+                prompts_per_update=32,
+                rollouts_per_prompt=16,
+                temperature=1.0,
+                divide_by_std=True,
+                clip_low=0.2,
+                clip_high=0.28,
+                dual_clip=None,
+                mean="token_mean",
+                max_response_length=20480,
+                kl_weight=0.0,
+                drop_equal_groups=True,
+                overlong_buffer=4096,
+            ),
+            "DAPO (arXiv 2503.14476) eqs. 8-13, section 4.1 and its released script at 32B",
+        ),
+        Preset(
+            "dr_grpo",
+            GRPOConfig(
+                divide_by_std=False,
+                clip_low=0.2,
+                clip_high=0.2,
+                dual_clip=None,
+                mean="seq_mean_token_sum_norm",
+                max_response_length=3000,
+                kl_weight=0.0,
+            ),
+            "Dr.GRPO (arXiv 2503.20783) eq. 3, with the budget of its released code",
+        ),
+        Preset(
+            "gspo",
+            GRPOConfig(
+                ratio="sequence",
+                clip_low=3e-4,
+                clip_high=4e-4,
+                dual_clip=None,
+                mean="seq_mean_token_mean",
+            ),
+            "GSPO (arXiv 2507.18071) eqs. 5-7 and section 5.1",
+        ),
+        Preset(
+            "oxa",
+            _OXA_RL,
+            "RL of OXA (arXiv 2603.16206): as its paper says, and its 7B script for OXA runs",
+        ),
+        Preset(
+            "oxa_1_5b",
+            GRPOConfig(max_response_length=18432),
+            "released script of RL after OXA at 1.5B: 2,048 tokens more than after SFT",
+            over=_OXA_RL,
+        ),
+        Preset(
+            "oxa_7b_sft",
+            GRPOConfig(max_response_length=14336),
+            "released script of RL after SFT and SFT_LP at 7B: 2,048 tokens less than after OXA",
+            over=_OXA_RL,
+        ),
+        Preset(
+            "luffy_sft_rl",
+            GRPOConfig(
+                rollouts_per_prompt=8,
+                divide_by_std=False,
+                clip_low=0.2,
+                clip_high=0.2,
+                mean="sum_over_constant",
+                max_response_length=8192,
+            ),
+            "RL stage of the baseline SFT -> RL in LUFFY's repository",
+        ),
+    )
 
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """Policy gradient, and what the settings add."""

@@ -6,7 +6,8 @@ Source: LESE (anonymous submission) eqs. 1-6.
 Data. Prompts with a demonstration each; rewards with core, strict and format parts, 3.1 in all.
 Expect. Nobody solves a prompt: pure SFT. Every rollout has the full reward: the prompt is skipped.
 Deviations. D is the population's standard deviation, as the stated bound 1.55 = 3.1 / 2 demands;
-GRPO's own advantages use the sample's. The paper's eps_low of 0.8 is read as the bound 1 - 0.2.
+GRPO's own advantages use the sample's. The paper's eps_low of 0.8 is read as the bound 1 - 0.2
+(preset literal takes it at its word).
 Skipped prompts leave the denominator.
 """
 
@@ -19,10 +20,15 @@ from pydantic import Field
 from torch import Tensor
 
 from megatron_reason.methods._rollout import group_advantages
-from megatron_reason.methods._surrogate import PolicyConfig, PolicyMethod, Surrogate
+from megatron_reason.methods._surrogate import (
+    PolicyConfig,
+    PolicyMethod,
+    Surrogate,
+    policy_term,
+)
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
-from megatron_reason.schema.method import Mean, Needs, Term, TrainState, method
+from megatron_reason.schema.method import ChunkMean, Needs, Preset, Term, TrainState, method
 
 
 class LESEConfig(PolicyConfig):
@@ -38,7 +44,7 @@ class LESEConfig(PolicyConfig):
     """Ratios above 1 + clip_high are clipped; null does not clip at all."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bound of -A r at negative advantages, in units of |A|; null leaves it unbounded."""
-    mean: Mean = "group_mean_token_mean"
+    mean: ChunkMean = "group_mean_token_mean"
     """Aggregation of the policy loss: the token mean of each prompt's rollouts."""
     mix: Literal["lese", "mastery", "diversity", "static", "random"] = "lese"
     """What sets alpha; all but `lese` are ablations."""
@@ -56,23 +62,60 @@ class LESEConfig(PolicyConfig):
     """Skip prompts all of whose rollouts have the full reward."""
 
 
+_PAPER = LESEConfig(
+    prompts_per_update=16, rollouts_per_prompt=4, temperature=1.0, divide_by_std=True,
+    clip_low=0.2, clip_high=0.28, max_response_length=8192, kl_weight=0.0, mix="lese", scale=1.8,
+    threshold=0.0, max_std=1.55, max_reward=3.1, skip_saturated=True,
+)  # fmt: skip
+
+
 @method
 class LESE(PolicyMethod[LESEConfig]):
     """Per-prompt interpolation between SFT and GRPO."""
 
     config_class = LESEConfig
     needs = Needs(roles=frozenset({Role.DEMO, Role.ROLLOUT}))
+    presets = (
+        Preset("paper", _PAPER, "LESE (anonymous submission) eqs. 1-6 and appendix A.2"),
+        Preset(
+            "mastery",
+            LESEConfig(mix="mastery"),
+            "LESE-M, the ablation D = D_max",
+            over=_PAPER,
+        ),
+        Preset(
+            "diversity",
+            LESEConfig(mix="diversity"),
+            "LESE-D, the ablation e^M - 1 = 1",
+            over=_PAPER,
+        ),
+        Preset(
+            "static",
+            LESEConfig(mix="static", static_alpha=0.5),
+            "LESE-Static, the ablation alpha = 0.5",
+            over=_PAPER,
+        ),
+        Preset(
+            "random",
+            LESEConfig(mix="random"),
+            "LESE-Random, the ablation with alpha drawn from [0, 1]",
+            over=_PAPER,
+        ),
+        Preset(
+            "literal",
+            LESEConfig(clip_low=0.8),
+            "LESE with eps_low = 0.8, as its text prints it",
+            over=_PAPER,
+        ),
+    )
 
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """SFT over demonstrations, GRPO over rollouts; alpha is inside the values."""
         return [
             Term("sft", over=Role.DEMO, mean="seq_mean_token_mean"),
-            Term(
-                "pg", over=Role.ROLLOUT, mean=self.config.mean,
-                constant=self.config.max_response_length,
-            ),
+            policy_term(self.config),
             Term("lese/alpha", over=Role.ROLLOUT, mean="seq_mean_token_mean", coef=0.0),
-        ]  # fmt: skip
+        ]
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Likelihood and clipped surrogate, each times its prompt's factor."""

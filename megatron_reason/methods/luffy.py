@@ -6,8 +6,9 @@ Source: LUFFY (arXiv 2504.14945) eqs. 4-8.
 Data. Prompts with a demonstration each, which is graded like a rollout.
 Expect. Rare demonstration tokens are pushed most: the gradient is largest at p = gamma.
 Deviations. The defaults are the released script's, not the text's: no standard deviation, no clip,
-the sum over tokens divided by the generation budget alone. `demo_loss: likelihood` with
-`group: rollouts` is the repository's baseline "RL with SFT loss".
+the sum over tokens divided by the generation budget alone; the preset adds the 1/8 of its ranks.
+The script takes the mean entropy within each micro-batch and adds those up, which multiplies the
+bonus by their number; here it is one mean. It makes two updates of 64 prompts from 128 prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from megatron_reason.methods._hybrid import HybridConfig, bonus_losses, bonus_terms
+from megatron_reason.methods._hybrid import HybridConfig, bonus_losses, bonus_terms, sft_term
 from megatron_reason.methods._rollout import group_advantages
-from megatron_reason.methods._surrogate import PolicyMethod, Surrogate
+from megatron_reason.methods._surrogate import PolicyMethod, Surrogate, policy_term
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
-from megatron_reason.schema.method import EVERYTHING, Needs, Term, TrainState, method
+from megatron_reason.schema.method import EVERYTHING, Needs, Preset, Term, TrainState, method
 
 
 class LUFFYConfig(HybridConfig):
@@ -40,23 +41,55 @@ class LUFFYConfig(HybridConfig):
     """How the demonstration is learnt: reinforced off-policy, or imitated."""
 
 
+_RELEASED = LUFFYConfig(
+    prompts_per_update=64, rollouts_per_prompt=7, temperature=1.0, divide_by_std=False,
+    clip_low=None, clip_high=None, mean="sum_over_constant", policy_weight=1 / 8,
+    max_response_length=8192, entropy_bonus=0.001,
+)  # fmt: skip
+
+
 @method
 class LUFFY(PolicyMethod[LUFFYConfig]):
     """Mixed-policy GRPO with policy shaping."""
 
     config_class = LUFFYConfig
     needs = Needs(roles=frozenset({Role.DEMO, Role.ROLLOUT}))
+    presets = (
+        Preset(
+            "paper",
+            LUFFYConfig(
+                divide_by_std=True,
+                clip_low=0.2,
+                clip_high=0.2,
+                mean="token_mean",
+                entropy_bonus=0.0,
+                gamma=0.1,
+                group="all",
+                demo_loss="shaped",
+            ),
+            "LUFFY (arXiv 2504.14945) eqs. 4-8 as written",
+        ),
+        Preset(
+            "released",
+            LUFFYConfig(gamma=0.1, group="all", demo_loss="shaped"),
+            "LUFFY's released script, on 8 ranks",
+            over=_RELEASED,
+        ),
+        Preset(
+            "rl_with_sft_loss",
+            LUFFYConfig(group="rollouts", demo_loss="likelihood", sft_weight=1.0),
+            "the baseline RL with SFT loss of LUFFY's repository, on 8 ranks",
+            over=_RELEASED,
+        ),
+    )
 
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """One policy term over rollouts and demonstrations, or one of each."""
         config = self.config
         is_shaped = config.demo_loss == "shaped"
         over = EVERYTHING if is_shaped else Role.ROLLOUT
-        length = config.max_response_length
-        terms = [Term("pg", over=over, mean=config.mean, constant=length)]
-        if not is_shaped:
-            terms.append(Term("sft", over=Role.DEMO, mean="token_mean", coef=config.sft_weight))
-        return terms + bonus_terms(config)
+        policy = policy_term(config, over=over, coef=config.policy_weight)
+        return [policy, *([] if is_shaped else [sft_term(config)]), *bonus_terms(config)]
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """-A r of rollouts, -A f(p) of demonstrations."""

@@ -2,7 +2,7 @@
 
 Loss. L = mean -log p(x_t) over truths + alpha mean -log(1 - p(x_t)) over errors.
 Source: OXA (arXiv 2603.16206) eq. 3 (imitate) and eqs. 4-5 (suppress)
-Settings. OXA_Full: the defaults. OXA_MLE: negatives_per_update 0.
+Settings. OXA_Full: the defaults, or a preset. OXA_MLE: preset mle. No setting depends on the size.
 Data. Verified teacher responses selected by perplexity, and the model's own wrong answers of lowest
 perplexity. The data make the method: `select` promotes, `generate` makes the errors.
 Expect. `train/ul` starts small and hardly moves: alpha is small because, token by token, the push
@@ -24,6 +24,7 @@ from megatron_reason.schema.method import (
     Method,
     MethodConfig,
     Needs,
+    Preset,
     Term,
     TrainState,
     UpdatePlan,
@@ -52,6 +53,31 @@ class OXA(Method[OXAConfig]):
 
     config_class = OXAConfig
     needs = Needs(roles=frozenset({Role.DEMO, Role.NEGATIVE}))
+    presets = (
+        Preset(
+            "paper",
+            OXAConfig(demos_per_update=128, suppress_weight=1e-4, clamp="exact"),
+            "OXA (arXiv 2603.16206) eqs. 3-5 and Table 3: OXA_Full as written, 1.5B and 7B",
+        ),
+        Preset(
+            "released",
+            OXAConfig(
+                demos_per_update=128, negatives_per_update=128, suppress_weight=1e-4,
+                clamp="official",
+            ),
+            "OXA's released code: OXA_Full, 1.5B and 7B",
+        ),
+        Preset(
+            "mle",
+            OXAConfig(demos_per_update=128, negatives_per_update=0),
+            "OXA_MLE, eq. 3 and the released code, 1.5B and 7B",
+        ),
+        Preset(
+            "mle_150k",
+            OXAConfig(demos_per_update=384, negatives_per_update=0),
+            "OXA_MLE in the scaling study on 150,000 samples",
+        ),
+    )  # fmt: skip
 
     def required(self) -> Needs:
         """Without negatives only demonstrations are needed."""

@@ -24,6 +24,7 @@ from megatron_reason.schema.method import (
     Method,
     MethodConfig,
     Needs,
+    Preset,
     Term,
     TrainState,
     UpdatePlan,
@@ -52,6 +53,13 @@ class SFTKL(Method[SFTKLConfig]):
 
     config_class = SFTKLConfig
     needs = Needs(roles=frozenset({Role.DEMO}))
+    presets = (
+        Preset(
+            "paper",
+            SFTKLConfig(demos_per_update=128, kl_weight=0.2),
+            "SRFT (arXiv 2506.19767) appendix B, eq. A1, batch of its SFT",
+        ),
+    )
 
     def required(self) -> Needs:
         """A reference model: its distributions, or its log-probs of the targets."""

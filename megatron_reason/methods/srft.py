@@ -8,8 +8,10 @@ Expect. `train/wrong` falls without bound if rollouts are used for several updat
 If every rollout is right, the demonstration's advantage is 0 and only likelihood terms remain.
 Deviations. The paper does not say where H is measured, nor how the means are taken. Default: the
 mean entropy of the own sequence, token means with global counts. The public third-party code
-divides rollout terms by a constant (rl_mean sum_over_constant), drops the standard deviation and
-shapes p as LUFFY does (demo_shape luffy). The ablations set a weight to 1, its factor included.
+(preset third_party) divides rollout terms by a constant, drops the standard deviation, shapes p as
+LUFFY does and adds an entropy bonus; it takes the means of likelihood and bonus within each
+micro-batch and adds them up, here they are taken over the global batch. The ablations (presets
+without_w_sft, without_w_rl) set a weight to 1, its factor included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,17 @@ from megatron_reason.schema.batch import (
     TokenStats,
 )
 from megatron_reason.schema.credit import Credit, GroupOutcome
-from megatron_reason.schema.method import Frozen, Mean, Needs, Term, TrainState, Where, method
+from megatron_reason.schema.method import (
+    EVERYTHING,
+    Frozen,
+    Mean,
+    Needs,
+    Preset,
+    Term,
+    TrainState,
+    Where,
+    method,
+)
 
 
 class SRFTConfig(RolloutConfig):
@@ -55,10 +67,19 @@ class SRFTConfig(RolloutConfig):
     """Aggregation of the likelihood of demonstrations."""
     rl_mean: Mean = "token_mean"
     """Aggregation of the three other terms."""
+    rl_weight: float = Field(default=1.0, ge=0)
+    """Weight of the three other terms. The third-party code averages the gradients of its ranks:
+    1/8 on 8, where the loss is not divided by the number of sequences."""
     max_response_length: int = Field(default=8192, ge=1)
     """Generation budget in tokens; the constant of aggregations that divide by one."""
+    entropy_bonus: float = Field(default=0.0, ge=0)
+    """Weight of the mean entropy over every token; not in the paper."""
 
 
+_PAPER = SRFTConfig(
+    rollouts_per_prompt=8, divide_by_std=True, sft_scale=0.5, rl_scale=0.1, weigh_sft=True,
+    weigh_rl=True, demo_shape="none",
+)  # fmt: skip
 _LUFFY_GAMMA = 0.1
 _CORRECT = Where(
     "correct rollouts", lambda b: (b.role_S == ROLE_INDEX[Role.ROLLOUT]) & b.is_correct_S
@@ -74,6 +95,27 @@ class SRFT(RolloutMethod[SRFTConfig]):
     needs = Needs(
         roles=frozenset({Role.DEMO, Role.ROLLOUT}), stats=frozenset({Stat.LOGPROB, Stat.ENTROPY})
     )
+    presets = (
+        Preset("paper", _PAPER, "SRFT (arXiv 2506.19767) eqs. 7-13"),
+        Preset(
+            "without_w_sft",
+            SRFTConfig(weigh_sft=False), "SRFT Table 3, ablation w_SFT = 1", over=_PAPER,
+        ),
+        Preset(
+            "without_w_rl",
+            SRFTConfig(weigh_rl=False), "SRFT Table 3, ablation w_RL = 1", over=_PAPER,
+        ),
+        Preset(
+            "third_party",
+            SRFTConfig(
+                prompts_per_update=64, rollouts_per_prompt=7, divide_by_std=False,
+                entropy_scope="sequence", demo_shape="luffy", mean="token_mean",
+                rl_mean="sum_over_constant", rl_weight=1 / 8, max_response_length=8192,
+                entropy_bonus=0.001,
+            ),
+            "train_srft.sh of HPT's repository, on 8 ranks; SRFT's own code is not public",
+        ),
+    )  # fmt: skip
 
     def required(self) -> Needs:
         """Entropies of the whole batch, where the scope reaches beyond a sequence."""
@@ -84,13 +126,17 @@ class SRFT(RolloutMethod[SRFTConfig]):
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """Likelihood and reinforcement of demonstrations, correct and wrong rollouts."""
         config = self.config
-        length = config.max_response_length
-        return [
+        mean, weight, length = config.rl_mean, config.rl_weight, config.max_response_length
+        terms = [
             Term("sft", over=Role.DEMO, mean=config.mean, constant=length),
-            Term("rl_demo", over=Role.DEMO, mean=config.rl_mean, constant=length),
-            Term("correct", over=_CORRECT, mean=config.rl_mean, constant=length),
-            Term("wrong", over=_WRONG, mean=config.rl_mean, constant=length),
+            Term("rl_demo", over=Role.DEMO, mean=mean, coef=weight, constant=length),
+            Term("correct", over=_CORRECT, mean=mean, coef=weight, constant=length),
+            Term("wrong", over=_WRONG, mean=mean, coef=weight, constant=length),
         ]
+        if config.entropy_bonus:
+            bonus = -config.entropy_bonus
+            terms.append(Term("entropy_bonus", over=EVERYTHING, mean="token_mean", coef=bonus))
+        return terms
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Weighted likelihoods, and -A p of demonstrations."""
@@ -103,9 +149,10 @@ class SRFT(RolloutMethod[SRFTConfig]):
         if config.demo_shape == "luffy":
             prob_T = prob_T / (prob_T + _LUFFY_GAMMA)
         advantage_T = batch.per_token(batch.advantage_S).to(prob_T.dtype)
-        return {
+        losses = {
             "sft": sft_T, "rl_demo": -advantage_T * prob_T, "correct": correct_T, "wrong": -nll_T,
         }  # fmt: skip
+        return losses | ({"entropy_bonus": stats.entropy_T} if config.entropy_bonus else {})
 
     def credit(self, group: GroupOutcome) -> Credit:
         """Advantages over rollouts and demonstration together."""

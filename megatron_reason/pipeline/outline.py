@@ -4,6 +4,7 @@ Not here: the plan (`plan.py`).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.train import TrainConfig
@@ -24,11 +25,16 @@ class Line:
     """Layout over the worker processes; empty for stages that run in the main process."""
     state: str
     """`done`, `changed` (done with other settings) or `to do`."""
+    method: dict[str, Any]
+    """All settings of the method, a preset's values and defaults included; empty elsewhere."""
 
 
 def outline(config: RunConfig, plan: list[PlannedStage]) -> list[Line]:
     """One line per stage; reads manifests, changes nothing."""
-    return [Line(_work(config, s), _processes(config, s), _state(config, s)) for s in plan]
+    return [
+        Line(_work(config, s), _processes(config, s), _state(config, s), _method(config, s))
+        for s in plan
+    ]
 
 
 def _work(config: RunConfig, stage: PlannedStage) -> str:
@@ -43,6 +49,12 @@ def _work(config: RunConfig, stage: PlannedStage) -> str:
         each = config.eval.sampling.samples_per_prompt
         return f"{', '.join([*names, *config.eval.benchmarks])}: {most} x {each} answers"
     return ""
+
+
+def _method(config: RunConfig, stage: PlannedStage) -> dict[str, Any]:
+    if stage.kind != "train" or stage.variant is None:
+        return {}
+    return config.variants[stage.variant].method.model_dump(mode="json")
 
 
 def _length(train: TrainConfig) -> str:

@@ -27,6 +27,7 @@ REPORT = "report"
 REPORT_PAGE = Path("report", "index.html")
 BASE = "base"
 _SAMPLED_BYTES = 1 << 16
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255
 
 Kind = Literal["curate", "train", "eval", "report"]
 
@@ -204,9 +205,12 @@ def _files_named(value: object) -> dict[str, str]:
         value = list(value.values())
     if isinstance(value, list):
         return {name: digest for item in value for name, digest in _files_named(item).items()}
-    if not isinstance(value, str) or not value or len(value) > 4096 or "\0" in value:
+    if not isinstance(value, str) or not value or "\0" in value:
         return {}
     path = Path(value)
+    # Prompts are texts, too: what no file can be called, no system is asked about.
+    if len(value) > _LONGEST_PATH or any(len(p.encode()) > _LONGEST_NAME for p in path.parts):
+        return {}
     if path.is_file():
         return {value: hash_file(path)}
     # A bare word names a stage, a rule or a role, even where a folder happens to be called so.

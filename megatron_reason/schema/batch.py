@@ -112,8 +112,8 @@ class PackedBatch:
     """Bool [S]: whether the final answer of each sequence is correct."""
     coef_S: Tensor
     """[S]: factor that `Method.credit` gave each sequence."""
-    num_groups: int
-    """Prompts of the global batch."""
+    num_global_sequences: int
+    """Sequences of the global batch, at least as many as its prompts."""
     old_logprob_T: Tensor
     """[T]: recorded log-probs under the policy that the ratio is anchored to, else 0."""
     rollout_logprob_T: Tensor

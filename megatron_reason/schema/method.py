@@ -13,11 +13,13 @@ from enum import StrEnum
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from megatron_reason.config.base import PluginConfig
+from megatron_reason.config.load import refuse
 from megatron_reason.errors import ConfigError
-from megatron_reason.registry import Registry
+from megatron_reason.registry import Registry, suggest
 from megatron_reason.schema.batch import (
     ROLE_INDEX,
     GlobalTokens,
@@ -44,10 +46,32 @@ seq_mean_token_sum_norm  mean over sequences of their token sums / L (Dr.GRPO)
 sum_over_constant        sum over tokens / L, not divided by sequences (LUFFY's code and its kin)
 group_mean_token_mean    mean over prompts of the token mean within a prompt (LESE)
 """
+ChunkMean = Literal[Mean, "chunk_mean_token_mean"]
+"""Those, and what released code does to its micro-batches, without depending on the layout:
+chunk_mean_token_mean    mean over sequences of the token mean of the chunk that each is in; a chunk
+                         is `Term.chunk` neighbours in the order of the global batch
+"""
 
 
 class MethodConfig(PluginConfig):
     """Base of a method's configuration; the method owns its fields."""
+
+    preset: str | None = Field(default=None, exclude=True)
+    """Published values to begin with, by name; keys given beside it win. The values are recorded,
+    the name is not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begin_with_preset(cls, raw: object) -> object:
+        """Replace the name of a preset by its values, below those that were given."""
+        if not isinstance(raw, Mapping) or raw.get("preset") is None:
+            return raw
+        given = {key: value for key, value in raw.items() if key != "preset"}
+        try:
+            chosen = preset_of(METHODS.get(_name_of(cls)), raw["preset"])
+        except ConfigError as error:
+            refuse([(("preset",), error.what, error.way_out)])
+        return {**chosen.given(), **given}
 
 
 class Frozen(StrEnum):
@@ -127,13 +151,15 @@ class Term:
     """Key in `token_losses`, and the metric `train/<name>`, or `<name>` if it has a slash."""
     over: Role | Where
     """Sequences whose supervised tokens it covers."""
-    mean: Mean
+    mean: ChunkMean
     """Aggregation over the global batch."""
     coef: float = 1.0
     """Factor of the mean; depends on config and step, never on the model's output. A term with
     factor 0 is measured and not trained on."""
     constant: float = 1.0
     """The L of the aggregations that divide by a constant."""
+    chunk: int = 1
+    """Sequences of a chunk, of the aggregation by chunks."""
 
     def members_S(self, batch: PackedBatch) -> Tensor:
         """Bool [S]: sequences of `batch` that the term covers."""
@@ -147,6 +173,25 @@ class Term:
         return self.name if "/" in self.name else f"train/{self.name}"
 
 
+@dataclass(frozen=True)
+class Preset:
+    """Values of a method's settings that somebody published or released."""
+
+    name: str
+    """By which `method: {name: ..., preset: ...}` asks for it."""
+    values: MethodConfig
+    """The settings the source gives, and only those: what is not set keeps its default."""
+    source: str
+    """Where they stand, in one line."""
+    over: MethodConfig | None = None
+    """Settings it shares with other presets; its own win."""
+
+    def given(self) -> dict[str, Any]:
+        """Settings by name, without those the source does not give."""
+        shared = self.over.model_dump(exclude_unset=True) if self.over else {}
+        return shared | self.values.model_dump(exclude_unset=True)
+
+
 C = TypeVar("C", bound=MethodConfig)
 
 
@@ -157,6 +202,7 @@ class Method(ABC, Generic[C]):
     config: C
     config_class: ClassVar[type[MethodConfig]]
     needs: ClassVar[Needs]
+    presets: ClassVar[tuple[Preset, ...]] = ()
 
     def required(self) -> Needs:
         """Needs under this configuration; override when a setting drops or adds one."""
@@ -211,8 +257,32 @@ def method_names() -> list[str]:
 
 
 def create_method(name: str, **config: Any) -> Method[Any]:  # noqa: ANN401
-    """Method `name` with the given configuration values."""
-    return build_method(METHODS.get(name).config_class(name=name, **config))
+    """Method `name` with the given configuration values.
+
+    Raises:
+        ConfigError: no such method, or it has no such preset.
+    """
+    cls = METHODS.get(name)
+    if config.get("preset") is not None:
+        preset_of(cls, config["preset"])
+    return build_method(cls.config_class(name=name, **config))
+
+
+def preset_of(cls: type[Method[Any]], name: object) -> Preset:
+    """The method's preset called `name`.
+
+    Raises:
+        ConfigError: it has none of that name; the message offers the nearest names.
+    """
+    presets = {preset.name: preset for preset in cls.presets}
+    if not isinstance(name, str) or name not in presets:
+        method_name = _name_of(cls.config_class)
+        raise ConfigError(
+            "preset",
+            f"method '{method_name}' has no preset {name!r}.",
+            suggest(str(name), [*presets]) if presets else "It has none: leave the key out.",
+        )
+    return presets[name]
 
 
 def build_method(config: MethodConfig) -> Method[Any]:

@@ -31,6 +31,16 @@ def test_show_prints_needs_and_documented_settings():
     assert as_json["needs"]["roles"] == ["demo", "negative"]
 
 
+def test_show_prints_presets_with_their_sources():
+    shown = mreason("show", "method", "oxa").output
+    assert "  released: OXA's released code" in shown
+    assert 'suppress_weight: 0.0001, clamp: "official"' in shown
+    presets = json.loads(mreason("show", "method", "oxa", "--json").output)["presets"]
+    assert presets[0]["name"] == "paper"
+    assert presets[0]["values"]["clamp"] == "exact"
+    assert json.loads(mreason("show", "stage", "select", "--json").output)["presets"] == []
+
+
 @pytest.mark.parametrize("kind", ["method", "stage"])
 def test_every_setting_has_a_meaning(kind):
     for name in json.loads(mreason("list", f"{kind}s", "--json").output):

@@ -43,6 +43,10 @@ def test_run_makes_tables_and_plan_then_says_done(config, tmp_path):
     }
     assert states["mixed"] == "done"
     assert states["train-sft"] == "to do"
+    assert (
+        'clamp "exact"'
+        in mreason("plan", str(config), "--set", "variants.oxa.method.preset=paper").output
+    )
     overridden = mreason("plan", str(config), "--json", "--set", "curate.demos.count=3").output
     states = {row["name"]: row["state"] for row in json.loads(overridden)}
     assert (states["graded"], states["demos"], states["mixed"]) == ("done", "changed", "changed")

@@ -55,6 +55,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "DFT": ("dft", {}),
     "OXA_Full": ("oxa", {"suppress_weight": 0.5}),
     "GRPO": ("grpo", {"kl_weight": 0.1, "entropy_bonus": 0.1, "temperature": 0.85}),
+    "GRPO, chunks": ("grpo", {"mean": "chunk_mean_token_mean", "chunk": 3}),
     "DAPO": ("grpo", {"clip_high": 0.28, "dual_clip": None, "tis": "token"}),
     "Dr.GRPO": ("grpo", {"mean": "seq_mean_token_sum_norm", "max_response_length": 16}),
     "GSPO": ("grpo", {"ratio": "sequence", "mean": "seq_mean_token_mean"}),

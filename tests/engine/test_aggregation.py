@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,6 +21,24 @@ def test_weights_of_a_mean_sum_to_one_over_any_split(mean: str) -> None:
     assert counts["ce"].tokens == 8
     total = sum(float(token_weights(term, part, counts).sum()) for part in parts)
     assert total == pytest.approx(1.0, abs=1e-15)
+
+
+def test_chunks_weigh_by_their_sequences_whatever_the_split() -> None:
+    """Chunks of 3 neighbours: of A, B, (C) two sequences with 5 tokens, of D one with 2."""
+    term = Term("ce", over=Role.DEMO, mean="chunk_mean_token_mean", chunk=3)
+    roles = (Role.DEMO, Role.DEMO, Role.NEGATIVE, Role.DEMO)
+    whole = fixture_f.batch(roles)
+    expected = torch.tensor([*[2 / 3 / 5] * 5, 0.0, *[1 / 3 / 2] * 2], dtype=torch.float64)
+    counts = global_counts([term], [whole], Topology(), CPU)
+    torch.testing.assert_close(token_weights(term, whole, counts), expected)
+
+    first = fixture_f.batch((roles[3], roles[0]), (3, 0))
+    second = fixture_f.batch(roles[1:3], (1, 2))
+    first = replace(first, index_S=torch.tensor([3, 0]), num_global_sequences=4)
+    second = replace(second, index_S=torch.tensor([1, 2]), num_global_sequences=4)
+    counts = global_counts([term], [first, second], Topology(), CPU)
+    torch.testing.assert_close(token_weights(term, first, counts), expected[[6, 7, 0, 1]])
+    torch.testing.assert_close(token_weights(term, second, counts), expected[2:6])
 
 
 def test_official_per_token_weights_of_oxa() -> None:

@@ -1,11 +1,16 @@
 import math
+from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_reason.config.train import TrainConfig
 from megatron_reason.engine.update import check_batch
 from megatron_reason.errors import DataError
 from megatron_reason.schema.batch import Role, TokenizedSample
-from megatron_reason.schema.method import TrainState
+from megatron_reason.schema.method import TrainState, create_method
+from tests.distributed import spawn
+from tests.engine import invariance
 
 STATE = TrainState(4, 10)
 
@@ -30,3 +35,35 @@ def test_constants_that_are_not_finite_are_named(bad: dict[str, object]) -> None
     with pytest.raises(DataError, match="sequence wrong"):
         check_batch([fine, wrong], STATE)
     check_batch([fine], STATE)
+
+
+def take_steep_steps(_rank: int, _world_size: int, folder: str) -> None:
+    from megatron_reason.engine.guards import NonFiniteGuard
+    from megatron_reason.engine.update import update
+
+    world = invariance.World.open((1, 1, 1), Path(folder, "model"), Path(folder, "model"))
+    learner, drawn = create_method("sft"), invariance.samples()
+    guard = NonFiniteGuard(Path(folder), max_consecutive=0)
+
+    def step(**optim: float) -> tuple[dict[str, float], bool]:
+        """Metrics of an update, and whether it changed the weights."""
+        weights = [p.detach().clone() for p in world.trainable.model.parameters()]
+        train = TrainConfig.model_validate({"updates": 10, "optim": {"lr": 1e-3, **optim}})
+        metrics = update(world.trainable, learner, drawn, STATE, train, guard)
+        after = world.trainable.model.parameters()
+        return metrics, not all(torch.equal(a, b) for a, b in zip(weights, after, strict=True))
+
+    metrics, changed = step()
+    assert changed
+    assert "train/steep_skipped" not in metrics
+    norm = metrics["train/grad_norm"]
+    metrics, changed = step(skip_grad_norm=norm / 100)
+    assert (metrics["train/steep_skipped"], changed) == (1.0, False)
+    metrics, changed = step(skip_grad_norm=norm * 100)
+    assert (metrics["train/steep_skipped"], changed) == (0.0, True)
+    assert guard.skipped == 0
+
+
+def test_an_update_with_too_large_a_gradient_is_left_out(tmp_path: Path) -> None:
+    invariance.make_model(tmp_path / "model", tied=True)
+    spawn(take_steep_steps, 1, str(tmp_path))

@@ -7,7 +7,7 @@ from tests.distributed import spawn
 from tests.loss import loss_and_gradient
 
 
-@golden.cases("sft token mean", "sft mean of means", "sft sums")
+@golden.cases("sft token mean", "sft mean of means", "sft sums", "sft chunks")
 def test_golden(case: golden.Case) -> None:
     golden.check(case)
 

@@ -22,13 +22,20 @@ def test_amount_of_work_and_layouts(config):
     raw["launch"] = {"processes": 6}
     raw["train"]["parallel"] = {"tensor_model_parallel_size": 3}
     raw["variants"]["two"]["train"] = {"updates": None, "epochs": 1.5}
+    raw["variants"]["two"]["method"] = {"name": "oxa", "preset": "paper"}
     raw["eval"] |= {"max_problems": 7, "benchmarks": ["aime24"]}
     found = lines(RunConfig.model_validate(raw))
     assert found["train-one"].work == "3 updates of 128 demo (sft)"
+    assert found["train-one"].method["mean"] == "seq_mean_token_mean"
+    assert found["train-two"].method == {
+        "name": "oxa", "demos_per_update": 128, "negatives_per_update": 128,
+        "suppress_weight": 1e-4, "clamp": "exact",
+    }  # fmt: skip
     assert found["train-one"].processes == "TP 3 x PP 1 x DP 2"
     assert found["train-two"].work == "1.5 epochs of 128 demo + 128 negative (oxa)"
     assert found["eval-base"].work == "a, aime24: at most 7 problems x 1 answers"
     assert found["a"].work == found["a"].processes == ""
+    assert found["a"].method == {}
 
 
 def test_states_follow_manifests(config):

@@ -94,6 +94,19 @@ def test_training_settings_change_training_and_what_is_measured_on_it(config):
     assert differing(config, changed(config, variants=one)) == {"train-one", "eval-one", "report"}
 
 
+def test_a_preset_counts_by_its_values(config):
+    def named(**method):
+        variants = config.model_dump()["variants"]
+        variants["two"]["method"] = {"name": "oxa", **method}
+        return changed(config, variants=variants)
+
+    assert not differing(config, named(preset="released"))
+    assert not differing(named(preset="paper"), named(clamp="exact"))
+    affected = {"train-two", "eval-two", "report"}
+    assert differing(config, named(preset="paper")) == affected
+    assert differing(named(preset="paper"), named(preset="mle")) == affected
+
+
 def test_evaluation_settings_change_evaluations_only(config):
     longer = {"sampling": {"max_tokens": 300}}
     assert differing(config, changed(config, eval=longer)) == EVALS
@@ -171,3 +184,37 @@ def test_every_example_loads_and_plans(path):
 
 def test_the_quickstart_is_among_the_examples():
     assert ROOT / "examples" / "quickstart_cpu" / "oxa.yaml" in EXAMPLES
+
+
+PUBLISHED = {
+    # learning rate, epochs, sequences an update, norm at which gradients are clipped
+    "oxa_1_5b": (2.5e-4, 6, 128, 1.0),
+    "oxa_7b": (5e-5, 6, 128, 1.0),
+    "dft": (5e-5, 1, 256, 1 / 8),
+    "data_rewriting": (5e-5, 1, 256, 1 / 32),
+    "data_rewriting_llama": (7e-6, 1, 256, 1 / 32),
+    "srft_sft": (5e-6, 3, 128, 1.0),
+    "luffy_sft": (5e-5, 3, 64, 1.0),
+    "lese_sft": (5e-6, 3, 16, 1.0),
+}
+
+
+def test_the_presets_of_whole_variants_are_these():
+    assert PUBLISHED.keys() == {path.stem for path in EXAMPLES if path.parent.name == "presets"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_file_that_extends_a_preset_plans(name, model, tmp_path):
+    lr, epochs, batch, clip = PUBLISHED[name]
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"extends: {ROOT}/examples/presets/{name}.yaml\n"
+        f"run: {{name: mine}}\nmodel: {{path: {model}}}\ntrain: {{optim: {{eps: 1.0e-9}}}}\n"
+    )
+    config = load_config(path, [], RunConfig)
+    assert config.train.optim.eps == 1e-9
+    assert (config.train.optim.lr, config.train.epochs) == (lr, epochs)
+    assert config.train.optim.clip_grad == clip
+    assert {v.method.demos_per_update for v in config.variants.values()} == {batch}
+    trained = {stage.variant for stage in make_plan(config) if stage.kind == "train"}
+    assert trained == set(config.variants)

@@ -62,6 +62,17 @@ def test_variant_lays_its_training_settings_over_the_common_ones(load):
     assert (fast.optim.lr, fast.optim.weight_decay, fast.updates) == (1e-2, 0.5, 4)
 
 
+def test_a_preset_is_replaced_by_its_values(load):
+    config = load("variants.fast.method.preset=paper", "variants.sft.method.preset=srft")
+    assert config.variants["fast"].method.clamp == "exact"
+    assert config.variants["fast"].method.negatives_per_update == 0  # given in the file
+    sft = config.variants["sft"].method
+    assert (sft.mean, sft.demos_per_update) == ("token_mean", 4)
+    written = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    assert "preset" not in written
+    assert load(text=written) == config
+
+
 def test_what_is_written_out_reads_back_the_same(load):
     config = load()
     written = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -78,6 +89,9 @@ def test_what_is_written_out_reads_back_the_same(load):
         ("curate.demos.rule.name=radnom", "curate.2.rule", ["Did you mean 'random'?"]),
         ("variants.sft.table=mixt", "variants.sft.table", ["Did you mean 'mixed'?"]),
         ("variants.sft.method.name=stf", "variants.sft.method.name", ["Did you mean 'sft'?"]),
+        ("variants.sft.method.preset=srtf", "variants.sft.method.preset",
+         ["no preset 'srtf'", "Did you mean 'srft'?"]),
+        ("variants.sft.method.presets=srft", "variants.sft.method.presets", ["'preset'"]),
         ("variants.sft.method.demos_per_updates=4", "variants.sft.method.demos_per_updates",
          ["Did you mean 'demos_per_update'?"]),
         ("variants.fast.method.negatives_per_update=4", "variants.fast.table",

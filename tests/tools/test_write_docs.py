@@ -27,3 +27,10 @@ def test_a_method_without_a_section_is_refused() -> None:
     assert write_docs.sections_of(complete)[1]["Source"] == "b"
     with pytest.raises(ValueError, match="Expect"):
         write_docs.sections_of(complete.replace("Expect. d\n", ""))
+
+
+def test_presets_stand_beside_the_defaults() -> None:
+    page = write_docs.page_of("oxa", METHODS.get("oxa"))
+    assert "| setting | default | `paper` | `released` | `mle` | `mle_150k` |" in page
+    assert "| `clamp` | `official` | **`exact`** | `official` |  |  |" in page
+    assert "- `released`: OXA's released code" in page
