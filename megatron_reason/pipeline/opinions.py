@@ -1,0 +1,136 @@
+"""What transformers, Megatron and vLLM say about the same tokens of one model, and who disagrees.
+
+All compute in float32, so what is left is a few millionths of a nat; a difference that matters is a
+wrong weight, position or norm somewhere. Not here: the noise of bfloat16, which training measures
+(`rollout/mismatch.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from megatron_reason.config.parallel import ParallelConfig
+from megatron_reason.config.sampling import EngineConfig
+from megatron_reason.pipeline.parity import megatron_answers, random_ids, transformers_answers
+
+_TOLERANCE = 1e-2
+_LONGEST = 96
+_NUM_RANDOM = 48
+_TEXTS = (
+    "Tom has 3 apples and buys 4 more. How many apples does he have now? He has 3 + 4 = 7 apples.",
+    "Let x be a number with 2x + 6 = 20. Then 2x = 14, so x = 7. The answer is \\boxed{7}.",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two programs are apart on the same tokens."""
+
+    first: str
+    second: str
+    mean: float
+    """Mean |difference| of a token's log-probability, in nats."""
+    largest: float
+    """Largest |difference|."""
+
+    @property
+    def matters(self) -> bool:
+        """Whether rounding cannot explain it."""
+        return not self.mean <= _TOLERANCE
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What came of asking everybody."""
+
+    num_tokens: int
+    """Tokens that were scored."""
+    differences: tuple[Difference, ...]
+    """Of every two programs."""
+    absent: tuple[str, ...]
+    """Programs that are not installed."""
+
+    @property
+    def outlier(self) -> str | None:
+        """The one that disagrees with all others while those agree; None if there is no such."""
+        everybody = {name for pair in self.differences for name in (pair.first, pair.second)}
+        for name in sorted(everybody):
+            with_it = [d for d in self.differences if name in (d.first, d.second)]
+            others = [d for d in self.differences if d not in with_it]
+            if others and all(d.matters for d in with_it) and not any(d.matters for d in others):
+                return name
+        return None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if not any(difference.matters for difference in self.differences):
+            return "all agree"
+        if self.outlier is not None:
+            return f"{self.outlier} disagrees with the others"
+        return "they disagree, and nobody is in the majority"
+
+
+def ask_everybody(model: Path, *, threads: int) -> Opinions:
+    """Score fixed sequences with every program that is installed.
+
+    Args:
+        model: Hugging Face folder.
+        threads: CPU threads.
+
+    Raises:
+        ConversionError: a model that no family covers.
+        LaunchError: the Megatron worker did not end well.
+        GenerationError: vLLM did not start.
+    """
+    sequences = fixed_sequences(model)
+    with TemporaryDirectory() as folder:
+        answers = {
+            "transformers": transformers_answers(model, sequences)[0],
+            "megatron": megatron_answers(
+                model, sequences, ParallelConfig(), threads_per_process=threads,
+                log_file=Path(folder) / "megatron.log",
+            )[0],
+        }  # fmt: skip
+        has_vllm = find_spec("vllm") is not None
+        if has_vllm:
+            answers["vllm"] = _vllm_answers(model, sequences, Path(folder))
+    return compared(answers, absent=() if has_vllm else ("vllm",))
+
+
+def fixed_sequences(model: Path) -> list[tuple[int, ...]]:
+    """Some text, if the folder has a tokenizer, and tokens drawn at random, the same every time."""
+    sequences = [random_ids(model, _NUM_RANDOM)]
+    if (model / "tokenizer_config.json").is_file():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        texts = [tokenizer.encode(text, add_special_tokens=False) for text in _TEXTS]
+        sequences += [tuple(ids[:_LONGEST]) for ids in texts]
+    return sequences
+
+
+def compared(answers: Mapping[str, Sequence[float]], *, absent: Sequence[str] = ()) -> Opinions:
+    """Differences of every two programs.
+
+    Args:
+        answers: log-probabilities of the same tokens, by program; at least two.
+        absent: programs that were not asked.
+    """
+    differences: list[Difference] = []
+    for first, second in combinations(answers, 2):
+        gaps = [abs(a - b) for a, b in zip(answers[first], answers[second], strict=True)]
+        differences.append(Difference(first, second, sum(gaps) / len(gaps), max(gaps)))
+    return Opinions(len(next(iter(answers.values()))), tuple(differences), tuple(absent))
+
+
+def _vllm_answers(model: Path, sequences: Sequence[Sequence[int]], log_folder: Path) -> list[float]:
+    from megatron_reason.generation.vllm_engine import VllmEngine
+
+    longest = max(map(len, sequences))
+    config = EngineConfig(max_model_len=longest + 1, max_num_seqs=len(sequences), kv_cache_mb=256)
+    with VllmEngine(model, config, dtype="float32", log_folder=log_folder) as engine:
+        return [logprob for row in engine.score(sequences) for logprob in row]
