@@ -121,7 +121,7 @@ def doctor(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Score fixed sequences of this model with transformers, Megatron and vLLM instead.",
+            help="Score fixed texts with transformers, Megatron and vLLM instead.",
         ),
     ] = None,
     as_json: Json = False,
