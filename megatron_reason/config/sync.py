@@ -8,7 +8,7 @@ from megatron_reason.config.base import Strict
 class SyncConfig(Strict):
     """Section `sync`: buckets, and what is checked after each transfer."""
 
-    bucket_mb: int = Field(default=256, ge=1)
+    bucket_mb: int = Field(default=64, ge=1)
     """Tensors sent together, in MiB; a larger tensor goes alone. Rank 0 holds one, the engine
     two."""
     probe_tolerance: float = Field(default=0.1, gt=0)

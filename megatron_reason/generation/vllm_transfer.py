@@ -16,6 +16,7 @@ from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from megatron_reason.errors import GenerationError
@@ -80,10 +81,8 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, BucketInfo]):
             GenerationError: other bytes than were put there.
         """
         memory = mapped(update_info.path, size_of(update_info.entries))
-        loaded: list[tuple[str, torch.Tensor]] = []
-        for entry, tensor in zip(
-            update_info.entries, views(memory, update_info.entries), strict=True
-        ):
+        tensors = dict(zip(update_info.entries, views(memory, update_info.entries), strict=True))
+        for entry, tensor in tensors.items():
             if (found := checksum(tensor)) != entry.checksum:
                 raise GenerationError(
                     entry.name,
@@ -91,16 +90,29 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, BucketInfo]):
                     "in the trainer's.",
                     "Report this; the transport is broken.",
                 )
-            # vLLM keeps tensors until their layer is complete; the memory is filled again before.
-            loaded.append((entry.name, tensor.to(self.device, copy=True)))
-        self.model.load_weights(loaded)
+        self.model.load_weights(
+            [(entry.name, tensor.to(self.device)) for entry, tensor in tensors.items()]
+        )
+        self._keep_pending(memory)
 
     def finish_weight_update(self) -> None:
         """Put the layers back to work."""
         finalize_layerwise_reload(self.model, self.model_config)
 
+    def _keep_pending(self, memory: torch.Tensor) -> None:
+        """Copy what vLLM still refers to: tensors of layers that wait for others of their own."""
+        for layer in self.model.modules():
+            for _, call in get_layerwise_info(layer).loaded_weights:
+                for name, value in call.arguments.items():
+                    if isinstance(value, torch.Tensor) and _lies_in(value, memory):
+                        call.arguments[name] = value.clone()
+
     def shutdown(self) -> None:
         """Nothing is held."""
+
+
+def _lies_in(tensor: torch.Tensor, memory: torch.Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryTransfer)

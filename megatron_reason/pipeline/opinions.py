@@ -14,15 +14,11 @@ from tempfile import TemporaryDirectory
 
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.sampling import EngineConfig
-from megatron_reason.pipeline.parity import megatron_answers, random_ids, transformers_answers
+from megatron_reason.generation.probe import random_sequence, text_sequences
+from megatron_reason.models.architecture import read_architecture
+from megatron_reason.pipeline.parity import megatron_answers, transformers_answers
 
 _TOLERANCE = 1e-2
-_LONGEST = 96
-_NUM_RANDOM = 48
-_TEXTS = (
-    "Tom has 3 apples and buys 4 more. How many apples does he have now? He has 3 + 4 = 7 apples.",
-    "Let x be a number with 2x + 6 = 20. Then 2x = 14, so x = 7. The answer is \\boxed{7}.",
-)
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,8 @@ def ask_everybody(model: Path, *, threads: int) -> Opinions:
         LaunchError: the Megatron worker did not end well.
         GenerationError: vLLM did not start.
     """
-    sequences = fixed_sequences(model)
+    read_architecture(model)
+    sequences = [*text_sequences(model), random_sequence(model)]
     with TemporaryDirectory() as folder:
         answers = {
             "transformers": transformers_answers(model, sequences)[0],
@@ -99,18 +96,6 @@ def ask_everybody(model: Path, *, threads: int) -> Opinions:
         if has_vllm:
             answers["vllm"] = _vllm_answers(model, sequences, Path(folder))
     return compared(answers, absent=() if has_vllm else ("vllm",))
-
-
-def fixed_sequences(model: Path) -> list[tuple[int, ...]]:
-    """Some text, if the folder has a tokenizer, and tokens drawn at random, the same every time."""
-    sequences = [random_ids(model, _NUM_RANDOM)]
-    if (model / "tokenizer_config.json").is_file():
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        texts = [tokenizer.encode(text, add_special_tokens=False) for text in _TEXTS]
-        sequences += [tuple(ids[:_LONGEST]) for ids in texts]
-    return sequences
 
 
 def compared(answers: Mapping[str, Sequence[float]], *, absent: Sequence[str] = ()) -> Opinions:

@@ -71,7 +71,9 @@ def agreement(
         ConversionError: a checkpoint that no family covers.
         LaunchError: workers that did not end well.
     """
-    sequences = (random_ids(source, _NUM_IDS),)
+    hf_config, _ = read_architecture(source)
+    generator = random.Random(_SEED)
+    sequences = [[generator.randrange(hf_config.vocab_size) for _ in range(_NUM_IDS)]]
     logprobs, likeliest = megatron_answers(
         source, sequences, parallel, threads_per_process=threads_per_process, log_file=log_file
     )
@@ -79,17 +81,6 @@ def agreement(
     pairs = zip(logprobs, their_logprobs, strict=True)
     same = [ours == theirs for ours, theirs in zip(likeliest, their_likeliest, strict=True)]
     return Agreement(len(same), max(abs(a - b) for a, b in pairs), sum(same) / len(same))
-
-
-def random_ids(source: Path, count: int) -> tuple[int, ...]:
-    """The same token ids for the same model whenever asked.
-
-    Raises:
-        ConversionError: a checkpoint that no family covers.
-    """
-    hf_config, _ = read_architecture(source)
-    generator = random.Random(_SEED)
-    return tuple(generator.randrange(hf_config.vocab_size) for _ in range(count))
 
 
 def megatron_answers(

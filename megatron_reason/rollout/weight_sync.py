@@ -27,8 +27,9 @@ from megatron_reason.engine.prepass import forward_only
 from megatron_reason.errors import EngineDiedError, GenerationError, ReasonError
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.hf_folder import vocabulary_fingerprint
+from megatron_reason.generation.probe import probe_sequence
 from megatron_reason.logs import get_logger
-from megatron_reason.models.build import bare, vocab_size
+from megatron_reason.models.build import bare
 from megatron_reason.models.checkpoint_files import Stored, open_checkpoint
 from megatron_reason.models.exporter import TensorStream
 from megatron_reason.schema.batch import Role, TokenizedSample
@@ -37,8 +38,6 @@ from megatron_reason.schema.topology import Topology
 _LOG = get_logger(__name__)
 _MIB = 1 << 20
 _ALIGNMENT = 64
-_PROBE_TOKENS = 64
-_PROBE_SEED = 0
 T = TypeVar("T")
 
 
@@ -86,7 +85,7 @@ class WeightSync:
         topology: this rank's place.
         engine: the engine on rank 0, None on every other rank.
         config: size of the buckets, tolerance.
-        probe: token ids that both sides score; None takes some at random.
+        probe: token ids that both sides score; None takes a short text.
 
     Raises:
         GenerationError: an engine with another vocabulary.
@@ -107,7 +106,7 @@ class WeightSync:
         self._topology = topology
         self._engine = engine
         self._config = config or SyncConfig()
-        self._probe = tuple(probe or _random_ids(vocab_size(stage)))
+        self._probe = tuple(probe or probe_sequence(hf_folder))
         self._version: int | None = None
         self._group: dist.ProcessGroup | None = None
         if topology.world_size > 1:
@@ -326,11 +325,6 @@ def _exhaust(buckets: Iterator[object]) -> None:
     """Let the other ranks send what nobody wants any more, so that they are not left waiting."""
     for _ in buckets:
         pass
-
-
-def _random_ids(num_tokens: int) -> tuple[int, ...]:
-    generator = torch.Generator().manual_seed(_PROBE_SEED)
-    return tuple(torch.randint(0, num_tokens, (_PROBE_TOKENS,), generator=generator).tolist())
 
 
 def _check_vocabulary(engine: Engine, hf_folder: Path) -> None:

@@ -12,36 +12,46 @@ from megatron_reason.generation.buckets import SharedBuffer, described
 pytest.importorskip("vllm")
 
 
-class Taking(torch.nn.Module):
-    """Takes tensors as vLLM's layers do: by reference, to be used later."""
+class Pair(torch.nn.Module):
+    """Has vLLM's own bookkeeping of a layer with two parameters, loaded one after the other."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.taken: dict[str, torch.Tensor] = {}
+        self.a = torch.nn.Parameter(torch.zeros(4, 5))
+        self.b = torch.nn.Parameter(torch.zeros(3))
 
     def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
-        self.taken.update(weights)
+        for name, tensor in weights:
+            parameter: Any = getattr(self, name)
+            parameter.weight_loader(parameter, tensor)
 
 
 @pytest.fixture
 def transfer() -> Any:
     from types import SimpleNamespace
 
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
     from megatron_reason.generation.vllm_transfer import SharedMemoryTransfer
 
-    config: Any = SimpleNamespace(parallel_config=None, model_config=None)
-    return SharedMemoryTransfer(config, config, torch.device("cpu"), Taking())
+    model = Pair()
+    record_metadata_for_reloading(model)
+    config: Any = SimpleNamespace(parallel_config=None, model_config=SimpleNamespace(dtype=None))
+    return SharedMemoryTransfer(config, config, torch.device("cpu"), model)
 
 
-def test_tensors_outlive_the_memory_they_came_in(transfer: Any):
-    tensors = {"a": torch.randn(4, 5), "b": torch.randn(3).bfloat16()}
-    bucket = [described(name, tensor) for name, tensor in tensors.items()]
+def test_a_layer_in_two_buckets_does_not_refer_to_memory_that_is_filled_again(transfer: Any):
+    tensors = {"a": torch.randn(4, 5), "b": torch.randn(3)}
     buffer = SharedBuffer()
-    buffer.fill(bucket)
-    transfer.update_weights({"path": buffer.path, "entries": [entry for entry, _ in bucket]})
-    buffer.fill([described(name, torch.zeros_like(tensor)) for name, tensor in tensors.items()])
+    transfer.start_weight_update()
     for name, tensor in tensors.items():
-        assert torch.equal(transfer.model.taken[name], tensor)
+        entry, _ = described(name, tensor)
+        buffer.fill([(entry, tensor)])
+        transfer.update_weights({"path": buffer.path, "entries": [entry]})
+        buffer.fill([(entry, torch.full_like(tensor, 7.0))])
+    transfer.finish_weight_update()
+    assert torch.equal(transfer.model.a, tensors["a"])
+    assert torch.equal(transfer.model.b, tensors["b"])
 
 
 def test_damaged_tensors_are_not_loaded(transfer: Any):
@@ -49,6 +59,8 @@ def test_damaged_tensors_are_not_loaded(transfer: Any):
     buffer = SharedBuffer()
     buffer.fill([(entry, tensor)])
     wrong = replace(entry, checksum=entry.checksum ^ 1)
+    transfer.start_weight_update()
     with pytest.raises(GenerationError, match="checksum"):
         transfer.update_weights({"path": buffer.path, "entries": [wrong]})
-    assert not transfer.model.taken
+    transfer.finish_weight_update()
+    assert not transfer.model.a.any()
