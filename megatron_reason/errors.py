@@ -7,7 +7,8 @@
     +-- TopologyError      (ValueError)    a parallel layout that cannot be built
     +-- ConversionError    (ValueError)    HF <-> Megatron: a field or tensor no rule covers
     +-- CheckpointError    (RuntimeError)  nothing to resume from, or what must not be resumed
-    +-- GenerationError    (RuntimeError)  the engine died, hung, or answered nonsense
+    +-- GenerationError    (RuntimeError)  the engine cannot do, or did not do, what was asked
+    |   +-- EngineDiedError                its process died or hung; a new one may be started
     +-- RewardError        (RuntimeError)  verification failed as a whole, not for one answer
     +-- NumericsError      (ArithmeticError) non-finite gradients beyond the allowed number
     +-- PlatformError      (RuntimeError)  the device or a library cannot do what was asked
@@ -67,6 +68,10 @@ class CheckpointError(ReasonError, RuntimeError):
 
 class GenerationError(ReasonError, RuntimeError):
     """The generation engine died, hung, or returned something unusable."""
+
+
+class EngineDiedError(GenerationError):
+    """The engine's process died, or was killed because it hung; a new one may be started."""
 
 
 class RewardError(ReasonError, RuntimeError):

@@ -118,25 +118,34 @@ def show(
         typer.echo(f"  {preset['name']}: {preset['source']}\n      {values}")
 
 
-def doctor(as_json: Json = False) -> None:
-    """Show versions, devices, and what is missing.
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Score fixed texts with transformers, Megatron and vLLM instead.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show versions, devices, and what is missing; or who computes something else from a model.
 
     Each thing that is missing comes with the command that fixes it. Ends with exit code 1 if
-    something that every run needs is missing.
+    something that every run needs is missing, or if the programs disagree about the model.
 
     Example: mreason doctor
     """
-    from megatron_reason.pipeline.doctor import examine
+    from megatron_reason.pipeline.doctor import examine, examine_model
 
-    findings = examine()
+    findings = examine() if model is None else examine_model(model)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            typer.echo(f"{finding.verdict:<8} {finding.what:<18} {finding.found}")
+            typer.echo(f"{finding.verdict:<8} {finding.what:<24} {finding.found}")
             if finding.way_out:
-                typer.echo(f"{'':<27} {finding.way_out}")
-    if any(finding.verdict == "missing" for finding in findings):
+                typer.echo(f"{'':<33} {finding.way_out}")
+    if any(finding.verdict in ("missing", "wrong") for finding in findings):
         raise typer.Exit(1)
 
 

@@ -39,3 +39,10 @@ class EngineConfig(Strict):
     """Seconds an engine may take to start or to load weights."""
     request_timeout_s: float = Field(default=1800, gt=0)
     """Seconds without a finished prompt after which the engine counts as hung."""
+    max_restarts: int = Field(default=2, ge=0)
+    """How often in a row an engine that died is started again before a prompt gets finished."""
+    logprobs: Literal["model", "sampler"] = "model"
+    """Log-probabilities that come back: the model's own, at temperature 1 and over all tokens, or
+    those of the distribution that was sampled from, which training on rollouts needs."""
+    sleep_mode: bool = False
+    """Let the engine give its memory back between rollouts; vLLM can on GPUs only."""

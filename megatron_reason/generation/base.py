@@ -1,21 +1,20 @@
 """The contract of a generation engine: token ids in, token ids and log-probs out.
 
 Engines are context managers that own their processes; text is derived from ids by the caller's
-tokenizer and never re-encoded. Not here: any one engine.
+tokenizer and never re-encoded. Not here: any one engine, and what ours have in common (`owned.py`).
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
-from megatron_reason.config.model import Precision
-from megatron_reason.config.sampling import EngineConfig, SamplingConfig
+from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.errors import GenerationError
-from megatron_reason.generation.hf_folder import check_same_architecture, weights_fingerprint
 from megatron_reason.schema.records import Finish
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,19 +24,28 @@ class Completion:
     token_ids: tuple[int, ...]
     """Sampled tokens, the stop token included if there was one."""
     logprobs: tuple[float, ...]
-    """Engine's log-probability of each sampled token, in nats."""
+    """Engine's log-probability of each sampled token, in nats; see `EngineConfig.logprobs`."""
     finish: Finish
     """Whether it stopped by itself."""
     policy_version: int
-    """Counter of the weights that made it; `load_weights` increments it."""
+    """Version of the weights that made it; see `Engine.policy_version`."""
 
 
 class Engine(Protocol):
     """A process (or several) that samples from one set of weights."""
 
+    refill: Callable[[], None] | None
+    """Puts a trainer's weights into this engine after it was started again; set by the trainer
+    while it stands by (`WeightSync.run`)."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked; a process that died unnoticed still counts as open."""
+        ...
+
     @property
     def policy_version(self) -> int:
-        """How often weights were loaded into this engine."""
+        """Version of the weights: how often folders were loaded, or what `update_weights` said."""
         ...
 
     @property
@@ -48,6 +56,11 @@ class Engine(Protocol):
     @property
     def weights(self) -> str:
         """Fingerprint of the weights it answers with."""
+        ...
+
+    @property
+    def vocabulary(self) -> str:
+        """Fingerprint of what its token ids mean."""
         ...
 
     def generate(
@@ -67,7 +80,30 @@ class Engine(Protocol):
             on_done: called with the number of prompts that just got finished.
 
         Raises:
-            GenerationError: the engine died or missed its deadline; nothing is dropped silently.
+            GenerationError: a prompt that cannot be continued, or an engine that died or missed
+                its deadline more often than `EngineConfig.max_restarts` allows; nothing is dropped
+                silently.
+        """
+        ...
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        *,
+        stop_token_ids: Sequence[int] = (),
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """The same as `generate`, each prompt's number and continuations as soon as it is finished.
+
+        An iterator that is given up before its end closes the engine.
+        """
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of each token but the first of each sequence, in nats, at temperature 1.
+
+        Raises:
+            GenerationError: a sequence that is too long, or an engine that died.
         """
         ...
 
@@ -75,79 +111,44 @@ class Engine(Protocol):
         """Answer with the weights of the HF folder `folder` from now on (same architecture)."""
         ...
 
+    def update_weights(self, buckets: Iterable[Mapping[str, "Tensor"]], *, version: int) -> None:
+        """Answer with these weights from now on, as `policy_version` `version`.
+
+        Args:
+            buckets: every tensor of the model once, by Hugging Face's name, in as many parts as the
+                caller likes. A part is not read after the next one is asked for.
+            version: what completions are stamped with.
+
+        Raises:
+            EngineDiedError: it died; `restart` and begin again.
+            GenerationError: tensors that are missing, unknown or damaged. The engine is closed,
+                because some of its weights may be new and some old.
+        """
+        ...
+
+    def restart(self, because: GenerationError) -> None:
+        """Start again, with the weights of the folder that was loaded last.
+
+        Raises:
+            GenerationError: `because`, if it died too often in a row.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Give memory back until `wake`; needs `EngineConfig.sleep_mode`.
+
+        Raises:
+            GenerationError: this engine cannot.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Be ready to generate and to get weights again."""
+        ...
+
     def close(self) -> None:
         """End the engine's processes."""
         ...
-
-
-class OwnedEngine(ABC):
-    """What every engine of ours is: a context manager that knows its weights and their version.
-
-    Args:
-        hf_folder: Hugging Face folder of the model.
-        config: lengths, memory and deadlines.
-        dtype: data type of the weights.
-    """
-
-    kind: ClassVar[str]
-    """Name under which a configuration asks for it."""
-
-    def __init__(self, hf_folder: Path, config: EngineConfig, dtype: Precision) -> None:
-        self._folder = hf_folder
-        self._config = config
-        self._dtype: Precision = dtype
-        self._weights = weights_fingerprint(hf_folder)
-        self._policy_version = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def policy_version(self) -> int:
-        """How often weights were loaded into this engine."""
-        return self._policy_version
-
-    @property
-    def description(self) -> Mapping[str, str | int]:
-        """Kind of engine, data type and longest sequence."""
-        return {
-            "name": self.kind,
-            "dtype": self._dtype,
-            "max_model_len": self._config.max_model_len,
-        }
-
-    @property
-    def weights(self) -> str:
-        """Fingerprint of the weights it answers with."""
-        return self._weights
-
-    def load_weights(self, folder: Path) -> None:
-        """Answer with the weights of `folder` from now on.
-
-        Raises:
-            GenerationError: another architecture (this engine goes on as it was), or the engine
-                died or hung.
-        """
-        check_same_architecture(self._folder, folder)
-        self._exchange(folder)
-        self._weights = weights_fingerprint(folder)
-        self._policy_version += 1
-
-    @abstractmethod
-    def _exchange(self, folder: Path) -> None:
-        """Put the weights of `folder` in place."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of the model and of every process."""
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], max_model_len: int) -> None:

@@ -2,7 +2,7 @@
 
 The child leads a process group, so that killing the group ends whatever it started too; it watches
 for our death and then ends its group by itself. It hands errors back by dying: its traceback is in
-its log file, whose end every `GenerationError` quotes. Not here: what is said over the pipe.
+its log file, whose end every `EngineDiedError` quotes. Not here: what is said over the pipe.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from megatron_reason.errors import GenerationError
+from megatron_reason.errors import EngineDiedError
 
 _BOOTSTRAP = (
     "import sys, json\n"
@@ -70,16 +70,26 @@ class Child:
         """Process id; the id of its process group, too."""
         return self._process.pid
 
-    def send(self, message: object) -> None:
+    def send(self, message: object, timeout_s: float) -> None:
         """Send a message.
 
+        Args:
+            message: anything that can be pickled.
+            timeout_s: seconds after which a child that does not read it counts as hung; it is then
+                killed.
+
         Raises:
-            GenerationError: the child is gone.
+            EngineDiedError: the child is gone, or was hung.
         """
+        # A message larger than the pipe's buffer waits for its reader; only a death ends that.
+        watchdog = threading.Timer(timeout_s, self._kill)
+        watchdog.start()
         try:
             self._connection.send(message)
         except OSError as error:
             raise self._dead() from error
+        finally:
+            watchdog.cancel()
 
     def receive(self, timeout_s: float, awaited: str) -> object:
         """Next message of the child.
@@ -89,7 +99,7 @@ class Child:
             awaited: what should have come, for the error message ("the engine to start").
 
         Raises:
-            GenerationError: the child died or hung.
+            EngineDiedError: the child died or hung.
         """
         deadline_s = time.monotonic() + timeout_s
         while not self._connection.poll(_POLL_S):
@@ -98,7 +108,7 @@ class Child:
                 raise self._dead()
             if time.monotonic() > deadline_s:
                 self.close()
-                raise GenerationError(
+                raise EngineDiedError(
                     str(self.log_path),
                     f"waited {timeout_s:.0f} s for {awaited}; the engine was killed.\n"
                     f"{self._tail()}",
@@ -117,10 +127,10 @@ class Child:
             self._process.wait(timeout_s)
         self._kill()
 
-    def _dead(self) -> GenerationError:
+    def _dead(self) -> EngineDiedError:
         # A crashing interpreter closes the pipe before it has written its traceback.
         self.close(_LAST_WORDS_S)
-        return GenerationError(
+        return EngineDiedError(
             str(self.log_path),
             f"the generation engine (process {self.pid}) ended with exit code "
             f"{self._process.returncode}.\n{self._tail()}",

@@ -2,12 +2,14 @@
 
 Each sequence draws with a generator of its own (Gumbel noise added to the logits), so what is drawn
 depends on the request's seed and not on its neighbours. Log-probs are the model's own at
-temperature 1 and before top-p. Not here: speed; vLLM's continuous batching is several times faster.
+temperature 1 and before top-p, or those of the distribution that was sampled from, as
+`EngineConfig.logprobs` says. Not here: speed; vLLM's continuous batching is several times faster.
 
 B sequences of a batch, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,15 +26,20 @@ from transformers import (
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import GenerationError
-from megatron_reason.generation.base import Completion, OwnedEngine, check_prompts
-from megatron_reason.generation.seeds import request_seeds
+from megatron_reason.generation.base import Completion
+from megatron_reason.generation.buckets import Bucket
+from megatron_reason.generation.owned import OwnedEngine, Request
 from megatron_reason.schema.records import Finish
 
 _PAD = 0
+_EXPERT = re.compile(
+    r"(?P<experts>.+\.experts\.)(?P<number>\d+)\.(?P<part>gate|up|down)_proj\.weight"
+)
+_STACKED = {"gate": "gate_up_proj", "up": "gate_up_proj", "down": "down_proj"}
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Sample:
     prompt: int
     sample: int
     ids: tuple[int, ...]
@@ -52,63 +59,92 @@ class HFEngine(OwnedEngine):
 
     def __init__(self, hf_folder: Path, config: EngineConfig, *, dtype: Precision) -> None:
         super().__init__(hf_folder, config, dtype)
-        self._model: Any = _load(hf_folder, dtype)
+        self._model: Any = None
+        self._start()
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        """Draw continuations; see `Engine.generate`. Only `stop_token_ids` end one."""
-        if self._model is None:
-            raise GenerationError(str(self._folder), "this engine was closed.", "Open a new one.")
-        check_prompts(prompts, self._config.max_model_len)
-        found: list[dict[int, Completion]] = [{} for _ in prompts]
-        for batch in self._batches(prompts, sampling):
-            for request, completion in self._run(batch, sampling, tuple(stop_token_ids)):
-                done = found[request.prompt]
-                done[request.sample] = completion
-                if on_done is not None and len(done) == sampling.samples_per_prompt:
-                    on_done(1)
-        return [[completion for _, completion in sorted(of.items())] for of in found]
-
-    def _exchange(self, folder: Path) -> None:
-        self._model = _load(folder, self._dtype)
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds a model."""
+        return self._model is not None
 
     def close(self) -> None:
         """Let go of the model."""
         self._model = None
 
-    def _batches(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig
-    ) -> Iterator[list[_Request]]:
-        """Requests in order of length, so that little is padded."""
-        requests = [
-            _Request(index, sample, tuple(prompts[index]), seed)
-            for index, seeds in enumerate(request_seeds(prompts, sampling))
-            for sample, seed in enumerate(seeds)
+    def _start(self) -> None:
+        self._model = _load(self._folder, self._dtype)
+
+    def _draw(
+        self, requests: Sequence[Request], sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
+    ) -> Generator[tuple[int, list[Completion]], None, None]:
+        self._check_open()
+        found: list[dict[int, Completion]] = [{} for _ in requests]
+        for batch in self._batches(requests):
+            for sample, completion in self._run(batch, sampling, stop_token_ids):
+                done = found[sample.prompt]
+                done[sample.sample] = completion
+                if len(done) == len(requests[sample.prompt].seeds):
+                    yield sample.prompt, [one for _, one in sorted(done.items())]
+
+    @torch.inference_mode()
+    def _score(self, sequences: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        self._check_open()
+        rows: list[list[float]] = []
+        for sequence in sequences:
+            ids_T = torch.tensor(sequence, device=self._model.device)
+            logprob_TV = self._model(ids_T[None]).logits[0, :-1].float().log_softmax(-1)
+            rows.append(logprob_TV.gather(1, ids_T[1:, None])[:, 0].tolist())
+        return rows
+
+    def _exchange(self) -> None:
+        self._start()
+
+    def _receive(self, buckets: Iterable[Bucket], version: int) -> None:  # noqa: ARG002
+        self._check_open()
+        state: dict[str, Tensor] = self._model.state_dict()
+        with torch.no_grad():
+            for bucket in buckets:
+                for entry, tensor in bucket:
+                    _place(state, entry.name).copy_(tensor)
+
+    def _sleep(self) -> None:
+        self._check_open()
+        self._model.to("cpu")
+
+    def _wake(self) -> None:
+        self._check_open()
+        self._model.to(_device())
+
+    def _check_open(self) -> None:
+        if self._model is None:
+            raise GenerationError(str(self._folder), "this engine was closed.", "Open a new one.")
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[_Sample]]:
+        """Samples in order of their prompts' length, so that little is padded."""
+        samples = [
+            _Sample(index, number, request.ids, seed)
+            for index, request in enumerate(requests)
+            for number, seed in enumerate(request.seeds)
         ]
-        requests.sort(key=lambda request: len(request.ids))
-        for start in range(0, len(requests), self._config.max_num_seqs):
-            yield requests[start : start + self._config.max_num_seqs]
+        samples.sort(key=lambda sample: len(sample.ids))
+        for start in range(0, len(samples), self._config.max_num_seqs):
+            yield samples[start : start + self._config.max_num_seqs]
 
     @torch.inference_mode()
     def _run(
-        self, batch: list[_Request], sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
-    ) -> Iterator[tuple[_Request, Completion]]:
-        longest = max(len(request.ids) for request in batch)
-        shortest = min(len(request.ids) for request in batch)
+        self, batch: list[_Sample], sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
+    ) -> Iterator[tuple[_Sample, Completion]]:
+        longest = max(len(sample.ids) for sample in batch)
+        shortest = min(len(sample.ids) for sample in batch)
         device = self._model.device
         ids = torch.tensor(
-            [[_PAD] * (longest - len(request.ids)) + list(request.ids) for request in batch]
+            [[_PAD] * (longest - len(sample.ids)) + list(sample.ids) for sample in batch]
         )
         mask = torch.tensor(
-            [[0] * (longest - len(request.ids)) + [1] * len(request.ids) for request in batch]
+            [[0] * (longest - len(sample.ids)) + [1] * len(sample.ids) for sample in batch]
         )
-        draw = _Draw(sampling, [request.seed for request in batch], device)
+        seeds = [sample.seed for sample in batch]
+        draw = _Draw(sampling, seeds, device, of_sampler=self._config.logprobs == "sampler")
         output = self._model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -122,9 +158,9 @@ class HFEngine(OwnedEngine):
         )
         drawn = output[:, longest:].tolist()
         logprobs = torch.stack(draw.logprobs, dim=1).tolist()
-        for row, request in enumerate(batch):
-            limit = min(sampling.max_tokens, self._config.max_model_len - len(request.ids))
-            yield request, self._cut(drawn[row][:limit], logprobs[row][:limit], stop_token_ids)
+        for row, sample in enumerate(batch):
+            limit = min(sampling.max_tokens, self._config.max_model_len - len(sample.ids))
+            yield sample, self._cut(drawn[row][:limit], logprobs[row][:limit], stop_token_ids)
 
     def _cut(
         self, ids: list[int], logprobs: list[float], stop_token_ids: tuple[int, ...]
@@ -139,9 +175,12 @@ class HFEngine(OwnedEngine):
 class _Draw(LogitsProcessor):
     """Chooses each row's next token and leaves `generate` no other choice."""
 
-    def __init__(self, sampling: SamplingConfig, seeds: list[int], device: torch.device) -> None:
+    def __init__(
+        self, sampling: SamplingConfig, seeds: list[int], device: torch.device, *, of_sampler: bool
+    ) -> None:
         self._sampling = sampling
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._of_sampler = of_sampler
         self.logprobs: list[Tensor] = []
 
     def __call__(
@@ -149,18 +188,26 @@ class _Draw(LogitsProcessor):
         input_ids: torch.LongTensor,  # noqa: ARG002 - part of the interface
         scores: torch.FloatTensor,
     ) -> torch.FloatTensor:
-        logprob_BV = scores.float().log_softmax(dim=-1)
-        token_B = self._chosen(logprob_BV)
-        self.logprobs.append(logprob_BV.gather(1, token_B[:, None])[:, 0].cpu())
+        model_BV = scores.float().log_softmax(dim=-1)
+        sampler_BV = self._sampled_from(model_BV)
+        token_B = self._chosen(sampler_BV)
+        told_BV = sampler_BV.log_softmax(dim=-1) if self._of_sampler else model_BV
+        self.logprobs.append(told_BV.gather(1, token_B[:, None])[:, 0].cpu())
         only_choice_BV = torch.full_like(scores, float("-inf")).scatter(1, token_B[:, None], 0.0)
         return cast("torch.FloatTensor", only_choice_BV)
 
-    def _chosen(self, logprob_BV: Tensor) -> Tensor:
+    def _sampled_from(self, logprob_BV: Tensor) -> Tensor:
+        """Logits of the distribution that is drawn from; of the model's own when greedy."""
         if not self._sampling.temperature:
-            return logprob_BV.argmax(dim=-1)
+            return logprob_BV
         logits_BV = logprob_BV / self._sampling.temperature
         if self._sampling.top_p < 1:
             logits_BV = _within_top_p(logits_BV, self._sampling.top_p)
+        return logits_BV
+
+    def _chosen(self, logits_BV: Tensor) -> Tensor:
+        if not self._sampling.temperature:
+            return logits_BV.argmax(dim=-1)
         noise_BV = torch.empty_like(logits_BV)
         for row_V, generator in zip(noise_BV, self._generators, strict=True):
             row_V.exponential_(generator=generator)
@@ -177,11 +224,32 @@ def _within_top_p(logits_BV: Tensor, top_p: float) -> Tensor:
     return torch.empty_like(logits_BV).scatter(1, order_BV, kept_BV)
 
 
+def _place(state: Mapping[str, Tensor], name: str) -> Tensor:
+    """Where a tensor of a checkpoint lies in the running model, which keeps experts together."""
+    if name in state:
+        return state[name]
+    expert = _EXPERT.fullmatch(name)
+    together = expert and state.get(expert["experts"] + _STACKED[expert["part"]])
+    if not expert or together is None:
+        raise GenerationError(
+            name,
+            "transformers keeps this tensor under another name, which this engine does not know.",
+            "Set engine.name: vllm.",
+        )
+    matrix = together[int(expert["number"])]
+    gate, up = matrix.chunk(2) if expert["part"] != "down" else (matrix, matrix)
+    return up if expert["part"] == "up" else gate
+
+
 def _load(folder: Path, dtype: Precision) -> Any:  # noqa: ANN401 - transformers has no common type
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), local_files_only=True
     )
     # Its defaults (temperature, end tokens) would creep into every request.
     model.generation_config = GenerationConfig()
+    return model.to(_device()).eval()
+
+
+def _device() -> torch.device:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return model.to(device or torch.device("cpu")).eval()
+    return device or torch.device("cpu")

@@ -1,8 +1,9 @@
-"""What engines ask of a Hugging Face folder: which weights it holds, and whether they would fit.
+"""What engines ask of a Hugging Face folder: what it holds, and whether that would fit.
 
 Not here: reading weights (`models/importer.py`, and the engines themselves).
 """
 
+import json
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _MAY_DIFFER = frozenset(
     }
 )
 _TIED_HEAD = "lm_head.weight"
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _NUM_STRETCHES = 64
 _STRETCH_BYTES = 1 << 16
 
@@ -49,7 +51,8 @@ def check_same_architecture(running: Path, wanted: Path) -> None:
         raise GenerationError(
             str(wanted), f"its config.json is another model's: {'; '.join(differences)}.", way_out
         )
-    missing, unknown = _shapes(running) - _shapes(wanted), _shapes(wanted) - _shapes(running)
+    ours, theirs = (set(tensor_shapes(folder).items()) for folder in (running, wanted))
+    missing, unknown = ours - theirs, theirs - ours
     if missing or unknown:
         raise GenerationError(
             str(wanted),
@@ -77,6 +80,38 @@ def weights_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def vocabulary_fingerprint(folder: Path) -> str:
+    """Hash over what token ids mean: the size of the embedding, and the tokenizer's vocabulary."""
+    digest = sha256(repr(_config(folder).get("vocab_size")).encode())
+    for name in _VOCABULARY_FILES:
+        path = folder / name
+        if path.is_file():
+            digest.update(name.encode())
+            digest.update(_vocabulary(path))
+    return digest.hexdigest()[:16]
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor but a head that may be written twice when it is tied."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    is_tied = bool(_config(folder).get("tie_word_embeddings"))
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                if not (is_tied and name == _TIED_HEAD):
+                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    return shapes
+
+
+def _vocabulary(path: Path) -> bytes:
+    """What of a tokenizer's file gives ids their meaning; settings such as padding may differ."""
+    if path.name != "tokenizer.json":
+        return path.read_bytes()
+    content = read_json(path)
+    parts = [content.get("model"), content.get("added_tokens")]
+    return json.dumps(parts, sort_keys=True).encode()
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file() or not any(folder.glob("*.safetensors")):
@@ -86,15 +121,3 @@ def _config(folder: Path) -> dict[str, Any]:
             "Point to a Hugging Face folder, for example a checkpoint's 'huggingface'.",
         )
     return read_json(path)
-
-
-def _shapes(folder: Path) -> set[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor but a head that may be written twice when it is tied."""
-    shapes: set[tuple[str, tuple[int, ...]]] = set()
-    is_tied = bool(_config(folder).get("tie_word_embeddings"))
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                if not (is_tied and name == _TIED_HEAD):
-                    shapes.add((name, tuple(tensors.get_slice(name).get_shape())))
-    return shapes

@@ -1,34 +1,47 @@
 """vLLM as an `Engine`: one child process beside the trainer, its weights exchanged while it lives.
 
-Log-probs are the model's own at temperature 1 and before top-p, whatever the sampling. Not here:
-what the child does (`vllm_process.py`) and how it is kept from outliving us (`child.py`).
+Log-probs are the model's own at temperature 1 and before top-p, or those of the distribution that
+was sampled from, as `EngineConfig.logprobs` says. Not here: what the child does
+(`vllm_process.py`), how it is kept from outliving us (`child.py`), what follows its death
+(`owned.py`).
 """
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
+from megatron_reason import platform
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
-from megatron_reason.errors import GenerationError
-from megatron_reason.generation.base import Completion, OwnedEngine, check_prompts
+from megatron_reason.errors import GenerationError, PlatformError
+from megatron_reason.generation.base import Completion
+from megatron_reason.generation.buckets import Bucket, SharedBuffer
 from megatron_reason.generation.child import Child
-from megatron_reason.generation.seeds import request_seeds
+from megatron_reason.generation.owned import OwnedEngine, Request
 from megatron_reason.generation.vllm_process import (
     ENTRY,
     Drawn,
+    FinishUpdate,
     Generate,
+    LoadBucket,
     LoadWeights,
     PromptDone,
     Ready,
+    Score,
+    Scored,
+    Sleep,
     Start,
+    StartUpdate,
+    Wake,
 )
 from megatron_reason.logs import get_logger
 from megatron_reason.schema.records import Finish
 
 LOG_NAME = "vllm.log"
 _CLOSE_TIMEOUT_S = 10.0
+_NUM_BUFFERS = 2
+"""One is filled while the engine loads the other."""
 
 _log = get_logger(__name__)
 
@@ -46,6 +59,7 @@ class VllmEngine(OwnedEngine):
 
     Raises:
         GenerationError: it does not start in time.
+        PlatformError: sleeping is asked for on a CPU.
     """
 
     kind = "vllm"
@@ -54,58 +68,25 @@ class VllmEngine(OwnedEngine):
         self, hf_folder: Path, config: EngineConfig, *, dtype: Precision, log_folder: Path
     ) -> None:
         super().__init__(hf_folder, config, dtype)
-        self._is_open = True
-        started_s = time.monotonic()
-        self._child = Child(ENTRY, log_folder / LOG_NAME, environment=_environment())
-        _log.info("vLLM starts on %s; its log is %s", hf_folder, self._child.log_path)
-        self._ask(Start(str(hf_folder), dtype, config), "the engine to start")
-        _log.info("vLLM is ready after %.0f s", time.monotonic() - started_s)
+        if config.sleep_mode and platform.distributed_backend() != "nccl":
+            raise PlatformError(
+                "engine.sleep_mode",
+                "vLLM cannot give its memory back on a CPU.",
+                "Set engine.sleep_mode: false.",
+            )
+        self._log_path = log_folder / LOG_NAME
+        self._buffers: list[SharedBuffer] = []
+        self._start()
 
     @property
     def pid(self) -> int:
         """Process id of the child, which leads a process group."""
         return self._child.pid
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        """Draw continuations; see `Engine.generate`.
-
-        Only `stop_token_ids` end a continuation, not the model's own end tokens. The engine is
-        closed when this is left by an exception, for instance one that `on_done` raises.
-        """
-        self._check_open()
-        check_prompts(prompts, self._config.max_model_len)
-        completions: list[list[Completion]] = [[] for _ in prompts]
-        command = Generate(
-            prompts=tuple(tuple(prompt) for prompt in prompts),
-            seeds=tuple(tuple(seeds) for seeds in request_seeds(prompts, sampling)),
-            sampling=sampling,
-            stop_token_ids=tuple(stop_token_ids),
-        )
-        is_complete = False
-        try:
-            self._child.send(command)
-            for _ in prompts:
-                done = self._child.receive(self._config.request_timeout_s, "the next response")
-                assert isinstance(done, PromptDone), f"unexpected answer {done!r}"
-                completions[done.index] = [self._completion(drawn) for drawn in done.drawn]
-                if on_done is not None:
-                    on_done(1)
-            is_complete = True
-        finally:
-            if not is_complete:
-                self.close()
-        return completions
-
-    def _exchange(self, folder: Path) -> None:
-        self._check_open()
-        self._ask(LoadWeights(str(folder)), f"the weights of {folder}")
+    @property
+    def is_open(self) -> bool:
+        """Whether its process was not ended yet."""
+        return self._is_open
 
     def close(self) -> None:
         """End the engine's process and all that it started."""
@@ -113,28 +94,94 @@ class VllmEngine(OwnedEngine):
             self._is_open = False
             self._child.close(_CLOSE_TIMEOUT_S)
 
-    def _ask(self, command: Start | LoadWeights, awaited: str) -> None:
+    def _start(self) -> None:
+        started_s = time.monotonic()
+        self._child = Child(ENTRY, self._log_path, environment=_environment())
+        self._is_open = True
+        _log.info("vLLM starts on %s; its log is %s", self._folder, self._log_path)
+        self._ask(Start(str(self._folder), self._dtype, self._config), "the engine to start")
+        _log.info("vLLM is ready after %.0f s", time.monotonic() - started_s)
+
+    def _draw(
+        self, requests: Sequence[Request], sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
+    ) -> Generator[tuple[int, list[Completion]], None, None]:
+        command = Generate(
+            prompts=tuple(request.ids for request in requests),
+            seeds=tuple(request.seeds for request in requests),
+            sampling=sampling,
+            stop_token_ids=stop_token_ids,
+        )
+        timeout_s = self._config.request_timeout_s
+        is_complete = False
+        try:
+            self._send(command)
+            for _ in requests:
+                done = self._child.receive(timeout_s, "the next response")
+                assert isinstance(done, PromptDone), f"unexpected answer {done!r}"
+                yield done.index, [self._completion(drawn) for drawn in done.drawn]
+            is_complete = True
+        finally:
+            if not is_complete:
+                self.close()
+
+    def _score(self, sequences: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        scored = self._ask(Score(tuple(sequences)), "the log-probs of given tokens")
+        assert isinstance(scored, Scored), f"unexpected answer {scored!r}"
+        return [list(logprobs) for logprobs in scored.logprobs]
+
+    def _exchange(self) -> None:
+        self._ask(LoadWeights(str(self._folder)), f"the weights of {self._folder}")
+
+    def _receive(self, buckets: Iterable[Bucket], version: int) -> None:
+        if not self._buffers:
+            self._buffers = [SharedBuffer() for _ in range(_NUM_BUFFERS)]
+        self._ask(StartUpdate(), "the weight update to start")
+        num_sent = num_loaded = 0
+        for bucket in buckets:
+            if num_sent - num_loaded == _NUM_BUFFERS:
+                self._await("a bucket of weights to be loaded")
+                num_loaded += 1
+            buffer = self._buffers[num_sent % _NUM_BUFFERS]
+            buffer.fill(bucket)
+            self._send(LoadBucket(buffer.path, tuple(entry for entry, _ in bucket)))
+            num_sent += 1
+        for _ in range(num_sent - num_loaded):
+            self._await("a bucket of weights to be loaded")
+        self._ask(FinishUpdate(version), "the weight update to end")
+
+    def _sleep(self) -> None:
+        self._ask(Sleep(), "the engine to give memory back")
+
+    def _wake(self) -> None:
+        self._ask(Wake(), "the engine to take memory again")
+
+    def _ask(self, command: object, awaited: str) -> object:
+        self._send(command)
+        return self._await(awaited)
+
+    def _send(self, command: object) -> None:
+        if not self._is_open:
+            raise GenerationError(
+                str(self._log_path),
+                "this engine was closed, or its process died.",
+                "Open a new one; its log says how it ended.",
+            )
+        self._child.send(command, self._config.start_timeout_s)
+
+    def _await(self, awaited: str) -> Ready | Scored:
         is_answered = False
         try:
-            self._child.send(command)
             answer = self._child.receive(self._config.start_timeout_s, awaited)
-            assert isinstance(answer, Ready), f"unexpected answer {answer!r}"
+            assert isinstance(answer, Ready | Scored), f"unexpected answer {answer!r}"
             is_answered = True
         finally:
             if not is_answered:
                 self.close()
+        return answer
 
     def _completion(self, drawn: Drawn) -> Completion:
         finish = Finish.STOP if drawn.stopped else Finish.LENGTH
         return Completion(drawn.token_ids, drawn.logprobs, finish, self._policy_version)
-
-    def _check_open(self) -> None:
-        if not self._is_open:
-            raise GenerationError(
-                str(self._child.log_path),
-                "this engine was closed, or its process died.",
-                "Open a new one; its log says how it ended.",
-            )
 
 
 def _environment() -> dict[str, str]:

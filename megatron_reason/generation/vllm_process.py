@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
+from megatron_reason.generation.buckets import Entry
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.config.model import LogprobsMode
     from vllm.v1.engine.llm_engine import LLMEngine
 
 ENTRY = f"{__name__}:serve"
 _BLOCK_SIZE = 32
 _TOKENS_PER_STEP = 2048
 _MIB = 1 << 20
+_EXTENSION = "megatron_reason.generation.vllm_transfer.WorkerExtension"
+_BACKEND = "shared_memory"
+_LOGPROBS: "dict[str, LogprobsMode]" = {"model": "raw_logprobs", "sampler": "processed_logprobs"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,13 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Score:
+    """Command: log-probabilities of given tokens. Answered by one `Scored`."""
+
+    sequences: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class LoadWeights:
     """Command: take the weights of another folder. Answered by `Ready`."""
 
@@ -50,8 +62,38 @@ class LoadWeights:
 
 
 @dataclass(frozen=True)
+class StartUpdate:
+    """Command: buckets will follow. Answered by `Ready`."""
+
+
+@dataclass(frozen=True)
+class LoadBucket:
+    """Command: load the tensors that lie in shared memory. Answered by `Ready`."""
+
+    path: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class FinishUpdate:
+    """Command: that was the last bucket. Answered by `Ready`."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Command: give memory back. Answered by `Ready`."""
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Command: take it again. Answered by `Ready`."""
+
+
+@dataclass(frozen=True)
 class Ready:
-    """Answer: started, or loaded."""
+    """Answer: done."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +113,11 @@ class PromptDone:
     drawn: tuple[Drawn, ...]
 
 
-class HeadRefresher:
-    """Worker extension: makes tied LM heads follow a weight update.
+@dataclass(frozen=True)
+class Scored:
+    """Answer: log-probability of each token but the first of each sequence."""
 
-    On CPU the linear layers keep a packed copy of their matrix. `reload_weights` packs anew each
-    layer it loads; a head tied to the embedding is not loaded, and would go on with the old copy.
-    """
-
-    def refresh_heads(self) -> None:
-        """Pack every LM head's matrix anew, where vLLM packs at all."""
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            return
-        worker: Any = self
-        for module in worker.model_runner.get_model().modules():
-            if isinstance(module, ParallelLMHead):
-                module.quant_method.process_weights_after_loading(module)
+    logprobs: tuple[tuple[float, ...], ...]
 
 
 def serve(connection: Connection) -> None:
@@ -99,24 +128,47 @@ def serve(connection: Connection) -> None:
             command = connection.recv()
         except EOFError:
             return
-        match command:
-            case Start():
-                engine = _start(command)
-                connection.send(Ready())
-            case Generate():
-                assert engine is not None, "Generate came before Start"
-                for done in _generate(engine, command):
-                    connection.send(done)
-            case LoadWeights():
-                assert engine is not None, "LoadWeights came before Start"
-                _load_weights(engine, command.folder)
-                connection.send(Ready())
-            case _:
-                raise AssertionError(f"not a command: {command!r}")
+        if isinstance(command, Start):
+            engine = _start(command)
+            connection.send(Ready())
+            continue
+        assert engine is not None, f"{command!r} came before Start"
+        for answer in _answers(engine, command):
+            connection.send(answer)
+
+
+def _answers(engine: "LLMEngine", command: object) -> Iterator[PromptDone | Scored | Ready]:
+    match command:
+        case Generate():
+            yield from _generate(engine, command)
+            return
+        case Score():
+            yield _score(engine, command)
+            return
+        case LoadWeights():
+            engine.collective_rpc("reload_weights", kwargs={"weights_path": command.folder})
+            _settle(engine)
+        case StartUpdate():
+            engine.collective_rpc("start_weight_update")
+        case LoadBucket():
+            info = {"path": command.path, "entries": list(command.entries)}
+            engine.collective_rpc("update_weights", kwargs={"update_info": info})
+        case FinishUpdate():
+            engine.collective_rpc("finish_weight_update")
+            engine.set_weight_version(str(command.version))
+            _settle(engine)
+        case Sleep():
+            engine.sleep(level=1)
+        case Wake():
+            engine.wake_up()
+        case _:
+            raise AssertionError(f"not a command: {command!r}")
+    yield Ready()
 
 
 def _start(command: Start) -> "LLMEngine":
     from vllm import EngineArgs
+    from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -132,7 +184,10 @@ def _start(command: Start) -> "LLMEngine":
             "max_num_batched_tokens": max(_TOKENS_PER_STEP, config.max_model_len),
         }
     else:
-        device = {"gpu_memory_utilization": config.gpu_memory_fraction}
+        device = {
+            "gpu_memory_utilization": config.gpu_memory_fraction,
+            "enable_sleep_mode": config.sleep_mode,
+        }
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=command.folder,
@@ -141,9 +196,10 @@ def _start(command: Start) -> "LLMEngine":
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             enable_prefix_caching=True,
-            logprobs_mode="raw_logprobs",
+            logprobs_mode=_LOGPROBS[config.logprobs],
             disable_log_stats=True,
-            worker_extension_cls=f"{__name__}.{HeadRefresher.__name__}",
+            worker_extension_cls=_EXTENSION,
+            weight_transfer_config=WeightTransferConfig(backend=_BACKEND),
             **device,
         )
     )
@@ -195,8 +251,27 @@ def _drawn(output: Any) -> Drawn:  # noqa: ANN401 - vLLM's CompletionOutput, imp
     return Drawn(ids, logprobs, stopped=output.finish_reason == "stop")
 
 
-def _load_weights(engine: "LLMEngine", folder: str) -> None:
-    engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+def _score(engine: "LLMEngine", command: Score) -> Scored:
+    from vllm import SamplingParams
+
+    asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    for index, ids in enumerate(command.sequences):
+        engine.add_request(str(index), {"prompt_token_ids": list(ids)}, asked)
+    scored: dict[int, tuple[float, ...]] = {}
+    while engine.has_unfinished_requests():
+        outputs: list[Any] = engine.step()
+        for output in outputs:
+            if output.finished:
+                index = int(output.request_id)
+                following = zip(
+                    output.prompt_logprobs[1:], command.sequences[index][1:], strict=True
+                )
+                scored[index] = tuple(float(at[id].logprob) for at, id in following)
+    return Scored(tuple(logprobs for _, logprobs in sorted(scored.items())))
+
+
+def _settle(engine: "LLMEngine") -> None:
+    """What has to follow every exchange of weights."""
     engine.collective_rpc("refresh_heads")
     # Keys and values of the old weights must not answer for the new ones.
     assert engine.reset_prefix_cache(), "the prefix cache was not reset"

@@ -99,7 +99,7 @@ def build_model(
 
 def head_weight(model: nn.Module) -> Tensor:
     """[V_padded / tp, D]: this rank's rows of the LM head; last pipeline stage only."""
-    stage: Any = _stage(model)
+    stage: Any = bare(model)
     if stage.share_embeddings_and_output_weights:
         return stage.shared_embedding_or_output_weight()
     return stage.output_layer.weight
@@ -107,12 +107,12 @@ def head_weight(model: nn.Module) -> Tensor:
 
 def vocab_size(model: nn.Module) -> int:
     """Vocabulary of the checkpoint, without padding."""
-    return _stage(model).hf_vocab_size
+    return bare(model).hf_vocab_size
 
 
 def stats_backend(model: nn.Module) -> StatsBackend:
     """What the configuration wants the statistics of its tokens to be computed by."""
-    return _stage(model).stats_backend
+    return bare(model).stats_backend
 
 
 def _mark_shards(stage: nn.Module) -> None:
@@ -131,8 +131,8 @@ def _mark_shards(stage: nn.Module) -> None:
             set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=dim, stride=1)
 
 
-def _stage(model: nn.Module) -> Stage:
-    """The stage inside Megatron's wrappers."""
+def bare(model: nn.Module) -> Stage:
+    """The pipeline stage inside Megatron's wrappers."""
     inner: Any = model
     while not isinstance(inner, Stage):
         inner = inner.module

@@ -6,7 +6,7 @@ heads are written once, and the index lists what was written. Not here: which ra
 (`layout.py`), and the files beside the weights (`companions.py`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,15 +54,14 @@ def export_hf(
     Raises:
         ConversionError: tensors that do not add up to the source's.
     """
-    local = dict(global_parameters(model))
     with open_checkpoint(source_folder) as source:
-        origins = _origins(local, source, topology)
-        files = _files(source, origins, max_shard_size)
+        stream = TensorStream(model, source, topology)
+        files = _files(source, stream.tensors, max_shard_size)
         metadata = dict(next(iter(source.metadata.values())))
 
-    def blocks(tensors: Mapping[str, Stored]) -> Iterator[Tensor]:
-        for name, stored in tensors.items():
-            yield from _blocks(stored, origins[name], local, topology)
+    def blocks(tensors: Iterable[str]) -> Iterator[Tensor]:
+        for name in tensors:
+            yield from stream.blocks(name)
 
     if topology.rank != 0:
         for tensors in files.values():
@@ -76,6 +75,37 @@ def export_hf(
             _write_index(folder, files, source_folder)
     if topology.world_size > 1:
         dist.barrier()
+
+
+class TensorStream:
+    """A parallel model's tensors under Hugging Face's names, sent to rank 0 as often as one likes.
+
+    All ranks make it and call it alike.
+
+    Args:
+        model: this rank's stage, on the layout of `topology`.
+        source: the checkpoint it was imported from.
+        topology: this rank's place.
+
+    Raises:
+        ConversionError: tensors that do not add up to the source's.
+    """
+
+    def __init__(self, model: nn.Module, source: Checkpoint, topology: Topology) -> None:
+        self._local = dict(global_parameters(model))
+        self._origins = _origins(self._local, source, topology)
+        self._topology = topology
+        self.tensors: dict[str, Stored] = {
+            name: stored for name, stored in source.tensors.items() if name in self._origins
+        }
+        """Data type and shape of each, in the source's order."""
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """Rows of a tensor from first to last, on rank 0; other ranks send, and get nothing.
+
+        Every rank must iterate to the end. A block may be a view of a parameter.
+        """
+        return _blocks(self.tensors[name], self._origins[name], self._local, self._topology)
 
 
 @dataclass(frozen=True)
@@ -136,11 +166,11 @@ def _shards(local: Mapping[str, nn.Parameter], topology: Topology) -> dict[str, 
 
 
 def _files(
-    source: Checkpoint, origins: Mapping[str, _Origin], max_shard_size: int | None
+    source: Checkpoint, wanted: Mapping[str, Stored], max_shard_size: int | None
 ) -> dict[str, dict[str, Stored]]:
     """Tensors of each file to be written, wider data types first, else in the source's order."""
     files = {
-        file: {name: stored for name, stored in tensors.items() if name in origins}
+        file: {name: stored for name, stored in tensors.items() if name in wanted}
         for file, tensors in source.files.items()
     }
     if max_shard_size is not None:

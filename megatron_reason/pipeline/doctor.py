@@ -13,10 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-Verdict = Literal["ok", "missing", "note"]
+Verdict = Literal["ok", "missing", "wrong", "note"]
 _OLDEST_PYTHON = (3, 11)
 _ENOUGH_DISK_GB = 10
 _ENOUGH_MEMORY_GB = 12
+MODEL_CACHE = Path("models")
+"""Where built-in models are unpacked."""
 _INSTALL = "./scripts/quickstart.sh installs the locked set; or: pip install"
 
 
@@ -27,7 +29,7 @@ class Finding:
     what: str
     found: str
     verdict: Verdict
-    """`missing` stops every run, a `note` stops or slows some."""
+    """`missing` stops every run, `wrong` spoils it, a `note` stops or slows some."""
     way_out: str = ""
     """What to type."""
 
@@ -62,6 +64,46 @@ _CLASHES = ("torchvision", "torchaudio", "torchcodec")
 def examine() -> list[Finding]:
     """Look at everything; changes nothing."""
     return [_python(), *map(_library, _LIBRARIES), *_clashes(), *_device(), *_room()]
+
+
+def examine_model(model: str) -> list[Finding]:
+    """Whether transformers, Megatron and vLLM compute the same from a model's weights.
+
+    Args:
+        model: a Hugging Face folder, or what `model.path` may say otherwise.
+
+    Raises:
+        ReasonError: a model that cannot be read, or a program that does not start.
+    """
+    from megatron_reason.models.sources import resolve_model
+    from megatron_reason.pipeline.opinions import ask_everybody
+
+    folder = resolve_model(model, MODEL_CACHE)
+    opinions = ask_everybody(folder, threads=len(os.sched_getaffinity(0)))
+    findings = [
+        Finding(
+            f"{pair.first} / {pair.second}",
+            f"log-probs differ by {pair.mean:.1e} nats on average, {pair.largest:.1e} at most",
+            "wrong" if pair.matters else "ok",
+            f"{opinions.verdict} about {folder}." if pair.matters else "",
+        )
+        for pair in opinions.differences
+    ]
+    absent = [
+        Finding(name, "not installed, so not asked", "note", f"{_INSTALL} {name}")
+        for name in opinions.absent
+    ]
+    summary = f"{opinions.verdict} (float32, {opinions.num_tokens} tokens)"
+    is_wrong = any(pair.matters for pair in opinions.differences)
+    return [
+        *findings,
+        *absent,
+        Finding(
+            "model", summary, "wrong" if is_wrong else "ok",
+            "Compare config.json with what the model was trained with; report it if they agree."
+            if is_wrong else "",
+        ),
+    ]  # fmt: skip
 
 
 def _python() -> Finding:

@@ -38,8 +38,8 @@ class ParityJob(Strict):
     """Hugging Face folder of the model."""
     parallel: ParallelConfig
     """Layout in which the model is held."""
-    ids: tuple[int, ...]
-    """Token ids; all but the first are predicted."""
+    sequences: tuple[tuple[int, ...], ...]
+    """Token ids; of each sequence all but the first are predicted."""
     result: Path
     """JSON file that is written: log-probability of each predicted token, and the likeliest one."""
 
@@ -73,10 +73,36 @@ def agreement(
     """
     hf_config, _ = read_architecture(source)
     generator = random.Random(_SEED)
-    ids = tuple(generator.randrange(hf_config.vocab_size) for _ in range(_NUM_IDS))
+    sequences = [[generator.randrange(hf_config.vocab_size) for _ in range(_NUM_IDS)]]
+    logprobs, likeliest = megatron_answers(
+        source, sequences, parallel, threads_per_process=threads_per_process, log_file=log_file
+    )
+    their_logprobs, their_likeliest = transformers_answers(source, sequences)
+    pairs = zip(logprobs, their_logprobs, strict=True)
+    same = [ours == theirs for ours, theirs in zip(likeliest, their_likeliest, strict=True)]
+    return Agreement(len(same), max(abs(a - b) for a, b in pairs), sum(same) / len(same))
+
+
+def megatron_answers(
+    source: Path, sequences: Sequence[Sequence[int]], parallel: ParallelConfig, *,
+    threads_per_process: int, log_file: Path,
+) -> tuple[list[float], list[int]]:  # fmt: skip
+    """Log-probability of each predicted token in float32, and the likeliest token in its place.
+
+    Args:
+        source: Hugging Face folder.
+        sequences: token ids; of each sequence all but the first are predicted.
+        parallel: layout of the Megatron model over as many worker processes as it needs.
+        threads_per_process: CPU threads of each.
+        log_file: where the workers' output is kept.
+
+    Raises:
+        LaunchError: workers that did not end well.
+    """
     with TemporaryDirectory() as folder:
         result = Path(folder) / "answers.json"
-        job = ParityJob(source=source.resolve(), parallel=parallel, ids=ids, result=result)
+        ids = tuple(map(tuple, sequences))
+        job = ParityJob(source=source.resolve(), parallel=parallel, sequences=ids, result=result)
         file = Path(folder) / "parity.json"
         write_text(file, job.model_dump_json())
         LocalLauncher().run(
@@ -90,28 +116,32 @@ def agreement(
             )
         )
         logprobs, likeliest = read_json(result)
-    their_logprobs, their_likeliest = _transformers_answers(source, ids)
-    pairs = zip(logprobs, their_logprobs, strict=True)
-    same = [ours == theirs for ours, theirs in zip(likeliest, their_likeliest, strict=True)]
-    return Agreement(len(same), max(abs(a - b) for a, b in pairs), sum(same) / len(same))
+    return logprobs, likeliest
 
 
-def _transformers_answers(source: Path, ids: Sequence[int]) -> tuple[list[float], list[int]]:
+def transformers_answers(
+    source: Path, sequences: Sequence[Sequence[int]]
+) -> tuple[list[float], list[int]]:
+    """The same as `megatron_answers`, by transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    ids_T = torch.tensor(ids)
-    with torch.no_grad():
-        logits_TV = model(ids_T[None]).logits[0, :-1]
-    logprobs_T = logits_TV.log_softmax(-1).gather(-1, ids_T[1:, None]).squeeze(-1)
-    return logprobs_T.tolist(), logits_TV.argmax(-1).tolist()
+    logprobs: list[float] = []
+    likeliest: list[int] = []
+    for ids in sequences:
+        ids_T = torch.tensor(ids)
+        with torch.no_grad():
+            logits_TV = model(ids_T[None]).logits[0, :-1]
+        logprobs += logits_TV.log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0].tolist()
+        likeliest += logits_TV.argmax(-1).tolist()
+    return logprobs, likeliest
 
 
-def _megatron_answers(
-    stage: "nn.Module", ids: Sequence[int], topology: Topology
+def _answers_of(
+    stage: "nn.Module", sequences: Sequence[Sequence[int]], topology: Topology
 ) -> tuple[list[float], list[int]] | None:
-    """The same as `_transformers_answers` on the last stage, None on others."""
+    """The same on this rank's stage, if it is the last one; None on others."""
     import torch
     import torch.distributed as dist
 
@@ -121,8 +151,11 @@ def _megatron_answers(
     from megatron_reason.models.build import head_weight, vocab_size
     from megatron_reason.schema.batch import Role, TokenizedSample
 
-    sample = TokenizedSample("sample", Role.DEMO, tuple(ids), 1)
-    batch = pack([sample], multiple_of=topology.tp_size).to(platform.device())
+    samples = [
+        TokenizedSample(str(number), Role.DEMO, tuple(ids), 1)
+        for number, ids in enumerate(sequences)
+    ]
+    batch = pack(samples, multiple_of=topology.tp_size).to(platform.device())
     step = statistics_step(topology, PLAIN, lambda stats, _: stats.logprob_T)
     logprobs = forward_only(stage, [batch], step)
     hidden = forward_only(stage, [batch], hidden_step())
@@ -147,7 +180,7 @@ def main() -> None:
         with parallel_world(job.parallel, seed=_SEED) as topology:
             setup_logging(rank=topology.rank)
             stage = load_model(model, job.source, job.parallel, topology)
-            answers = _megatron_answers(stage, job.ids, topology)
+            answers = _answers_of(stage, job.sequences, topology)
             if topology.speaks:
                 write_json(job.result, answers)
 

@@ -35,7 +35,7 @@ VERBS = {
     "report": ["--help", "--json", "folder"],
     "list": ["--help", "--json", "kind"],
     "show": ["--help", "--json", "kind", "name"],
-    "doctor": ["--help", "--json"],
+    "doctor": ["--help", "--json", "--model"],
     "convert": ["--help"],
     "convert import": ["--help", "source", "target"],
     "convert export": ["--help", "--set", "source", "target"],

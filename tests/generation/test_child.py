@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_reason.errors import GenerationError
+from megatron_reason.errors import EngineDiedError
 from megatron_reason.generation.child import Child
 
 ENTRIES = """
@@ -59,7 +59,7 @@ def test_environment_is_cleaned_of_launchers(entries: Path, monkeypatch: pytest.
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("KEPT", "7")
     child = Child("child_entries:echo", entries / "log", environment={"OMP_NUM_THREADS": "2"})
-    child.send("hello")
+    child.send("hello", 60)
     message, environment = child.receive(60, "an echo")
     child.close(timeout_s=10)
     assert message == "hello"
@@ -71,8 +71,8 @@ def test_environment_is_cleaned_of_launchers(entries: Path, monkeypatch: pytest.
 
 def test_crash_is_told_with_the_end_of_the_log(entries: Path):
     child = Child("child_entries:crash", entries / "log", environment={})
-    child.send("go")
-    with pytest.raises(GenerationError, match="exit code 1") as caught:
+    child.send("go", 60)
+    with pytest.raises(EngineDiedError, match="exit code 1") as caught:
         child.receive(60, "an answer")
     assert "the reason of the crash" in str(caught.value)
     assert str(entries / "log") in str(caught.value)
@@ -81,8 +81,16 @@ def test_crash_is_told_with_the_end_of_the_log(entries: Path):
 def test_hung_child_is_killed_with_its_grandchildren(entries: Path):
     child = Child("child_entries:sleep_with_grandchild", entries / "log", environment={})
     pids = child.receive(60, "the pids")
-    with pytest.raises(GenerationError, match="waited 1 s for an answer"):
+    with pytest.raises(EngineDiedError, match="waited 1 s for an answer"):
         child.receive(1, "an answer")
+    wait_for_end(pids)
+
+
+def test_child_that_does_not_read_is_killed(entries: Path):
+    child = Child("child_entries:sleep_with_grandchild", entries / "log", environment={})
+    pids = child.receive(60, "the pids")
+    with pytest.raises(EngineDiedError, match="exit code -9"):
+        child.send(b"x" * (1 << 24), timeout_s=1)
     wait_for_end(pids)
 
 
@@ -90,7 +98,7 @@ def test_killed_child_is_noticed_though_a_grandchild_holds_the_pipe(entries: Pat
     child = Child("child_entries:sleep_with_grandchild", entries / "log", environment={})
     pids = child.receive(60, "the pids")
     os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(GenerationError, match="exit code -9"):
+    with pytest.raises(EngineDiedError, match="exit code -9"):
         child.receive(60, "an answer")
     wait_for_end(pids)
 

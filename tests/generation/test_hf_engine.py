@@ -1,14 +1,17 @@
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import GenerationError
 from megatron_reason.generation.hf_engine import HFEngine
 from megatron_reason.schema.records import Finish
+from tools.make_tiny_model import make_tiny_model
 
 VOCABULARY = 8
 PROMPTS = [[1], [3, 4, 5, 6, 7], [2, 3]]
@@ -99,6 +102,86 @@ def test_greedy_stops_and_limits(engine: HFEngine):
     assert stopped.token_ids == free.token_ids[:end]
     assert stopped.finish is Finish.STOP
     assert len(stopped.logprobs) == end
+
+
+def test_logprobs_of_the_sampler_are_those_drawn_from(folder: Path):
+    sampling = SamplingConfig(temperature=0.5, top_p=0.9, max_tokens=6)
+    config = CONFIG.model_copy(update={"logprobs": "sampler"})
+    with HFEngine(folder, config, dtype="float32") as engine:
+        rows = engine.generate(PROMPTS, sampling)
+    for prompt, (completion,) in zip(PROMPTS, rows, strict=True):
+        logits_TV = logprob_of(folder, [*prompt, *completion.token_ids]) / sampling.temperature
+        for place, (token, told) in enumerate(
+            zip(completion.token_ids, completion.logprobs, strict=True)
+        ):
+            ordered, order = logits_TV[len(prompt) - 1 + place].softmax(-1).sort(descending=True)
+            kept = int((ordered.cumsum(0) - ordered < sampling.top_p).sum())
+            at = order.tolist().index(token)
+            assert told == pytest.approx(
+                (ordered[at] / ordered[:kept].sum()).log().item(), abs=1e-4
+            )
+
+
+def test_given_tokens_are_scored(engine: HFEngine, folder: Path):
+    sequences = [[1, 2, 3, 4], [5, 6]]
+    for ids, row in zip(sequences, engine.score(sequences), strict=True):
+        logprob_TV = logprob_of(folder, ids)
+        expected = [logprob_TV[at, token].item() for at, token in enumerate(ids[1:])]
+        assert row == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["LlamaForCausalLM-tied", "Qwen3MoeForCausalLM-untied"])
+def test_update_weights_equals_a_fresh_engine(tmp_path: Path, family: str):
+    hf_class = family.split("-")[0]
+    tied = family.endswith("-tied")
+    old = make_tiny_model(hf_class, tmp_path / "old", seed=1, tie_word_embeddings=tied)
+    new = make_tiny_model(hf_class, tmp_path / "new", seed=2, tie_word_embeddings=tied)
+    tensors = load_file(new / "model.safetensors")
+    names = sorted(tensors)
+    half = len(names) // 2
+    parts = [{name: tensors[name] for name in part} for part in (names[:half], names[half:])]
+    sampling = SamplingConfig(max_tokens=8)
+    with HFEngine(old, CONFIG, dtype="float32") as engine:
+        before = engine.weights
+        engine.update_weights(parts, version=7)
+        assert engine.policy_version == 7
+        assert engine.weights != before
+        found = engine.generate(PROMPTS, sampling)
+    with HFEngine(new, CONFIG, dtype="float32") as fresh:
+        expected = fresh.generate(PROMPTS, sampling)
+    for (one,), (other,) in zip(found, expected, strict=True):
+        assert (one.token_ids, one.logprobs) == (other.token_ids, other.logprobs)
+        assert one.policy_version == 7
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), "1 tensors did not come"),
+        (lambda tensors: tensors.update({"model.norm.bias": torch.zeros(16)}), "model.norm.bias"),
+        (lambda tensors: tensors.update({"model.norm.weight": torch.zeros(17)}), r"\(17,\)"),
+    ],
+)
+def test_other_tensors_are_refused_and_half_new_weights_never_answer(
+    engine: HFEngine, folder: Path, spoil: Callable[[dict[str, torch.Tensor]], None], told: str
+):
+    tensors = load_file(folder / "model.safetensors")
+    spoil(tensors)
+    with pytest.raises(GenerationError, match=told):
+        engine.update_weights([tensors], version=1)
+    with pytest.raises(GenerationError, match="closed"):
+        engine.generate(PROMPTS, SamplingConfig(max_tokens=1))
+
+
+def test_sleep_has_to_be_asked_for(engine: HFEngine, folder: Path):
+    with pytest.raises(GenerationError, match="sleep_mode"):
+        engine.sleep()
+    greedy = SamplingConfig(temperature=0.0, max_tokens=4)
+    config = CONFIG.model_copy(update={"sleep_mode": True})
+    with HFEngine(folder, config, dtype="float32") as sleeper:
+        sleeper.sleep()
+        sleeper.wake()
+        assert sleeper.generate(PROMPTS, greedy) == engine.generate(PROMPTS, greedy)
 
 
 def test_load_weights_and_close(engine: HFEngine, tmp_path: Path):

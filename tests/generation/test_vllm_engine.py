@@ -3,6 +3,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.config.template import TemplateConfig
-from megatron_reason.errors import GenerationError
+from megatron_reason.errors import EngineDiedError, GenerationError, PlatformError
 from megatron_reason.files import read_json, write_json
+from megatron_reason.generation.base import Completion
 from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.generation.vllm_engine import VllmEngine
 from megatron_reason.schema.records import Finish, Message
@@ -116,36 +118,75 @@ def test_more_prompts_than_fit_into_one_step(vllm_engine: VllmEngine, prompts: l
     assert [len(row) for row in completions] == [1] * 21
 
 
-def test_load_weights_equals_a_fresh_engine(
+def ids_of(rows: list[list[Completion]]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for row in rows for completion in row]
+
+
+def test_new_weights_equal_a_fresh_engine(
     vllm_engine: VllmEngine,
     smollm2: Path,
     perturbed: Path,
     prompts: list[list[int]],
     tmp_path: Path,
 ):
-    before = vllm_engine.generate(prompts, GREEDY)
-    version, weights = vllm_engine.policy_version, vllm_engine.weights
-    vllm_engine.load_weights(perturbed)
-    swapped = vllm_engine.generate(prompts, GREEDY)
-    assert vllm_engine.policy_version == swapped[0][0].policy_version == version + 1
-    assert vllm_engine.weights != weights
-    with VllmEngine(perturbed, SMALL, dtype="bfloat16", log_folder=tmp_path) as fresh:
+    """From another folder, and from memory tensor by tensor, while the engine lives."""
+    config = SMALL.model_copy(update={"max_restarts": 0})
+    with VllmEngine(perturbed, config, dtype="bfloat16", log_folder=tmp_path) as fresh:
         expected = fresh.generate(prompts, GREEDY)
+        scores = fresh.score(prompts)
         # The last use of this engine: kill it in the middle of its work.
         threading.Timer(1.0, os.kill, (fresh.pid, signal.SIGKILL)).start()
         started_s = time.monotonic()
-        with pytest.raises(GenerationError, match=r"exit code -9") as caught:
+        with pytest.raises(EngineDiedError, match=r"exit code -9") as caught:
             fresh.generate(prompts * 50, SamplingConfig(samples_per_prompt=8, max_tokens=400))
         assert time.monotonic() - started_s < 10
         assert str(tmp_path / "vllm.log") in str(caught.value)
         with pytest.raises(GenerationError, match="closed"):
             fresh.generate(prompts, GREEDY)
-    assert [row[0].token_ids for row in swapped] == [row[0].token_ids for row in expected]
-    assert [row[0].token_ids for row in swapped] != [row[0].token_ids for row in before]
+    before = vllm_engine.generate(prompts, GREEDY)
+    assert ids_of(before) != ids_of(expected)
+    version, weights = vllm_engine.policy_version, vllm_engine.weights
+    vllm_engine.load_weights(perturbed)
+    swapped = vllm_engine.generate(prompts, GREEDY)
+    assert vllm_engine.policy_version == swapped[0][0].policy_version == version + 1
+    assert vllm_engine.weights != weights
+    assert ids_of(swapped) == ids_of(expected)
+    assert vllm_engine.score(prompts) == scores
+    for folder, answers in ((smollm2, before), (perturbed, expected)):
+        vllm_engine.update_weights(in_parts(folder), version=version + 9)
+        updated = vllm_engine.generate(prompts, GREEDY)
+        assert ids_of(updated) == ids_of(answers)
+        assert [c.logprobs for row in updated for c in row] == [
+            c.logprobs for row in answers for c in row
+        ]
+        assert updated[0][0].policy_version == version + 9
+    assert vllm_engine.score(prompts) == scores
     vllm_engine.load_weights(smollm2)
-    after = vllm_engine.generate(prompts, GREEDY)
-    assert [row[0].token_ids for row in after] == [row[0].token_ids for row in before]
+    assert ids_of(vllm_engine.generate(prompts, GREEDY)) == ids_of(before)
     assert vllm_engine.weights == weights
+
+
+def in_parts(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Tensors in an order that tears layers apart, in memory that is used again."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors, key=lambda name: name.split(".")[::-1])
+    for begin in range(0, len(names), 40):
+        part = {name: tensors[name] for name in names[begin : begin + 40]}
+        yield part
+        for tensor in part.values():
+            tensor.zero_()
+
+
+def test_given_tokens_are_scored_as_transformers_does(
+    vllm_engine: VllmEngine, smollm2: Path, prompts: list[list[int]]
+):
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    for prompt, scores in zip(prompts, vllm_engine.score(prompts), strict=True):
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            logprob_TV = model(ids).logits[0, :-1].log_softmax(-1)
+        expected = logprob_TV.gather(1, ids[0, 1:, None])[:, 0]
+        assert (expected - torch.tensor(scores)).abs().mean() < 0.1
 
 
 def test_weights_of_another_architecture_are_refused(
@@ -165,3 +206,10 @@ def test_engine_that_does_not_start_tells_why(smollm2: Path, tmp_path: Path):
     config = SMALL.model_copy(update={"start_timeout_s": 1.0})
     with pytest.raises(GenerationError, match="waited 1 s for the engine to start"):
         VllmEngine(smollm2, config, dtype="bfloat16", log_folder=tmp_path)
+
+
+def test_sleep_is_refused_on_a_cpu(smollm2: Path, tmp_path: Path):
+    config = SMALL.model_copy(update={"sleep_mode": True})
+    with pytest.raises(PlatformError, match="sleep"):
+        VllmEngine(smollm2, config, dtype="bfloat16", log_folder=tmp_path)
+    assert not (tmp_path / "vllm.log").exists()

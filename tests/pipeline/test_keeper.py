@@ -1,4 +1,4 @@
-"""The keeper around transformers' own engine on a tiny random model, and deaths on demand."""
+"""The keeper around transformers' own engine on a tiny random model."""
 
 import json
 
@@ -7,7 +7,6 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
-from megatron_reason.errors import GenerationError
 from megatron_reason.generation.hf_engine import HFEngine
 from megatron_reason.pipeline.keeper import EngineKeeper
 
@@ -58,63 +57,27 @@ def fresh(folder):
 
 
 def test_weights_are_exchanged_in_one_engine(keeper, folders):
-    first = tokens(keeper.open(folders[0]))
-    engine = keeper._engine
+    engine = keeper.open(folders[0])
+    first = tokens(engine)
     assert first == fresh(folders[0])
-    second = tokens(keeper.open(folders[1]))
+    assert keeper.open(folders[1]) is engine
+    second = tokens(engine)
     assert second == fresh(folders[1]) != first
-    assert keeper._engine is engine
-    assert keeper.policy_version == 1
+    assert engine.policy_version == 1
     assert tokens(keeper.open(folders[1])) == second
-    assert keeper.policy_version == 1
+    assert engine.policy_version == 1
 
 
 def test_another_architecture_gets_a_new_engine(keeper, folders):
-    keeper.open(folders[0])
-    engine = keeper._engine
-    assert tokens(keeper.open(folders[2])) == fresh(folders[2])
-    assert keeper._engine is not engine
-
-
-def dying(monkeypatch, deaths):
-    """Make the engines die in the middle of their first `deaths` requests."""
-    real = HFEngine.generate
-    left = [deaths]
-
-    def generate(self, prompts, sampling, *, stop_token_ids=(), on_done=None):
-        if left[0]:
-            left[0] -= 1
-            if on_done:
-                on_done(1)
-            raise GenerationError("engine", "it died.", "-")
-        return real(self, prompts, sampling, stop_token_ids=stop_token_ids, on_done=on_done)
-
-    monkeypatch.setattr(HFEngine, "generate", generate)
-
-
-def test_an_engine_that_dies_is_replaced_once_and_progress_is_counted_once(
-    keeper, folders, monkeypatch
-):
-    expected = fresh(folders[1])
-    keeper.open(folders[0])
-    keeper.open(folders[1])
-    dying(monkeypatch, deaths=1)
-    seen = []
-    answers = keeper.generate(PROMPTS, GREEDY, on_done=seen.append)
-    assert [[c.token_ids for c in drawn] for drawn in answers] == expected
-    assert sum(seen) == len(PROMPTS)
-
-
-def test_an_engine_that_dies_twice_is_given_up(keeper, folders, monkeypatch):
-    keeper.open(folders[0])
-    dying(monkeypatch, deaths=2)
-    with pytest.raises(GenerationError, match="it died"):
-        keeper.generate(PROMPTS, GREEDY)
-
-
-def test_a_prompt_that_cannot_be_answered_costs_no_restart(keeper, folders):
     engine = keeper.open(folders[0])
-    inner = keeper._engine
-    with pytest.raises(GenerationError, match="max_model_len"):
-        engine.generate([[1] * 40], GREEDY)
-    assert keeper._engine is inner
+    other = keeper.open(folders[2])
+    assert other is not engine
+    assert tokens(other) == fresh(folders[2])
+
+
+def test_a_closed_engine_is_replaced(keeper, folders):
+    engine = keeper.open(folders[0])
+    engine.close()
+    again = keeper.open(folders[0])
+    assert again is not engine
+    assert tokens(again) == fresh(folders[0])

@@ -5,7 +5,7 @@ import pytest
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.errors import ConversionError
 from megatron_reason.pipeline import conversion
-from megatron_reason.pipeline.parity import _transformers_answers, agreement
+from megatron_reason.pipeline.parity import agreement, transformers_answers
 from tests.models.tiny import make
 
 
@@ -26,8 +26,8 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     file = other / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
     monkeypatch.setattr(
-        "megatron_reason.pipeline.parity._transformers_answers",
-        lambda _source, ids: _transformers_answers(other, ids),
+        "megatron_reason.pipeline.parity.transformers_answers",
+        lambda _source, sequences: transformers_answers(other, sequences),
     )
     with pytest.raises(ConversionError, match="nats in a token's log-probability"):
         conversion.verify(model, [], tmp_path / "report.json")

@@ -1,0 +1,113 @@
+"""Buckets of named tensors: how they are described, checked, and put into shared memory.
+
+A bucket travels as flat bytes in anonymous memory that the engine's process maps, so nothing is
+left behind when either side is killed. Not here: which tensors there are, and what loads them.
+"""
+
+import os
+import weakref
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64
+_WORD = 8
+_WORDS_PER_ROW = 1024
+_ROWS_PER_PART = 128
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a bucket."""
+
+    name: str
+    dtype: str
+    """Name of the torch data type, such as 'bfloat16'."""
+    shape: tuple[int, ...]
+    checksum: int
+    """What `checksum` gives for it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return prod(self.shape) * getattr(torch, self.dtype).itemsize
+
+
+Bucket = Sequence[tuple[Entry, Tensor]]
+"""Tensors and what is said about them."""
+
+
+def described(name: str, tensor: Tensor) -> tuple[Entry, Tensor]:
+    """A tensor with its description."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Entry(name, dtype, tuple(tensor.shape), checksum(tensor)), tensor
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC of the sums, modulo 2**64, over rows and columns of the bytes as a table of words.
+
+    Nearly as fast as reading memory, on any device; a changed, lost or displaced word changes a
+    row's or a column's sum.
+    """
+    bytes_ = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    if bytes_.data_ptr() % _WORD:
+        bytes_ = bytes_.clone()
+    row = _WORD * _WORDS_PER_ROW
+    end = bytes_.numel() // row * row
+    table = bytes_[:end].view(torch.int64).view(-1, _WORDS_PER_ROW)
+    columns = table.new_zeros(_WORDS_PER_ROW)
+    rows = [columns[:0]]
+    # The second sum finds what the first has brought into the cache.
+    for part in table.split(_ROWS_PER_PART):
+        rows.append(part.sum(1))
+        columns += part.sum(0)
+    code = 0
+    for part in (torch.cat(rows), columns, bytes_[end:]):
+        code = zlib.crc32(part.cpu().numpy().tobytes(), code)
+    return code
+
+
+def size_of(entries: Sequence[Entry]) -> int:
+    """Bytes that a bucket takes."""
+    return sum(map(_room, entries))
+
+
+def views(memory: Tensor, entries: Sequence[Entry]) -> Iterator[Tensor]:
+    """The tensors of a bucket that lies in `memory` (bytes, at least `size_of` of them)."""
+    offsets = accumulate(map(_room, entries), initial=0)
+    for entry, offset in zip(entries, offsets, strict=False):
+        flat = memory[offset : offset + entry.nbytes]
+        yield flat.view(getattr(torch, entry.dtype)).view(entry.shape)
+
+
+class SharedBuffer:
+    """Memory for one bucket that another process can map; it grows to the largest it ever held."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.memfd_create("bucket")
+        weakref.finalize(self, os.close, self._descriptor)
+        self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        """Where the other process finds it, for as long as this one lives."""
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def fill(self, bucket: Bucket) -> None:
+        """Copy the tensors of a bucket here, from any device."""
+        entries = [entry for entry, _ in bucket]
+        if size_of(entries) > self._memory.numel():
+            self._memory = mapped(self.path, size_of(entries))
+        for place, (_, tensor) in zip(views(self._memory, entries), bucket, strict=True):
+            place.copy_(tensor)
+
+
+def mapped(path: str, size: int) -> Tensor:
+    """The first `size` bytes of shared memory."""
+    return torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+
+
+def _room(entry: Entry) -> int:
+    return -(-entry.nbytes // _ALIGNMENT) * _ALIGNMENT

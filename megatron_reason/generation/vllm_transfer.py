@@ -1,0 +1,118 @@
+"""What runs inside vLLM's workers: weights come from shared memory into a live model.
+
+vLLM has the interfaces (a weight-transfer engine, a worker extension) and loads tensors by Hugging
+Face's names; here is the transport for a trainer on the same machine. Imported by vLLM's workers
+alone. Not here: who fills the memory (`buckets.py`), and the commands (`vllm_process.py`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.platforms import current_platform
+
+from megatron_reason.errors import GenerationError
+from megatron_reason.generation.buckets import Entry, checksum, mapped, size_of, views
+
+BACKEND = "shared_memory"
+
+
+class WorkerExtension:
+    """What is added to vLLM's worker; its being imported registers the transport."""
+
+    def refresh_heads(self) -> None:
+        """Pack every LM head's matrix anew, where vLLM packs at all.
+
+        On CPU the linear layers keep a packed copy of their matrix. A reload packs each layer it
+        loads; a head tied to the embedding is not loaded, and would go on with the old copy.
+        """
+        if not current_platform.is_cpu():
+            return
+        worker: Any = self
+        for module in worker.model_runner.get_model().modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
+
+
+@dataclass
+class NoInit(WeightTransferInitInfo):
+    """Nothing has to be agreed on before the first bucket."""
+
+
+@dataclass
+class BucketInfo(WeightTransferUpdateInfo):
+    """Where a bucket lies and what is in it."""
+
+    path: str
+    entries: list[Entry]
+
+
+class SharedMemoryTransfer(WeightTransferEngine[NoInit, BucketInfo]):
+    """Loads buckets that the trainer's process has put into shared memory."""
+
+    init_info_cls = NoInit
+    update_info_cls = BucketInfo
+
+    def init_transfer_engine(self, init_info: NoInit) -> None:
+        """Nothing to do."""
+
+    def start_weight_update(self) -> None:
+        """Have layers take new tensors and process them once they are complete."""
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load one bucket; vLLM's own version waits for an accelerator, which may not be there."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if not current_platform.is_cpu():
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: BucketInfo) -> None:
+        """Check one bucket and load it.
+
+        Raises:
+            GenerationError: other bytes than were put there.
+        """
+        memory = mapped(update_info.path, size_of(update_info.entries))
+        tensors = dict(zip(update_info.entries, views(memory, update_info.entries), strict=True))
+        for entry, tensor in tensors.items():
+            if (found := checksum(tensor)) != entry.checksum:
+                raise GenerationError(
+                    entry.name,
+                    f"its checksum is {found:08x} in the engine's process and {entry.checksum:08x} "
+                    "in the trainer's.",
+                    "Report this; the transport is broken.",
+                )
+        self.model.load_weights(
+            [(entry.name, tensor.to(self.device)) for entry, tensor in tensors.items()]
+        )
+        self._keep_pending(memory)
+
+    def finish_weight_update(self) -> None:
+        """Put the layers back to work."""
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def _keep_pending(self, memory: torch.Tensor) -> None:
+        """Copy what vLLM still refers to: tensors of layers that wait for others of their own."""
+        for layer in self.model.modules():
+            for _, call in get_layerwise_info(layer).loaded_weights:
+                for name, value in call.arguments.items():
+                    if isinstance(value, torch.Tensor) and _lies_in(value, memory):
+                        call.arguments[name] = value.clone()
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def _lies_in(tensor: torch.Tensor, memory: torch.Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryTransfer)

@@ -1,0 +1,217 @@
+"""Seconds from the trainer's weights to an engine that answers with them, beside plain copies.
+
+    python tools/bench/sync.py --model smollm2-135m --rounds 7
+
+One trainer process on the CPU, one engine beside it. Each round, in turn:
+
+- copy: one `copy_` of as many bytes within a process, memory already touched;
+- handover: what any way between two processes needs: one copy into shared memory, one out of it in
+  the other process, one after the other;
+- vllm: vLLM's own `reload_weights` of the same tensors from a file in memory, heads and cache
+  included, which is what its repacking of every matrix takes on a CPU (only for that engine);
+- sync: `WeightSync.push`, from gathering the first tensor until the engine is ready, with checksums
+  on both sides; the probe is timed apart.
+
+Ratios are those of a round, the result is their median: a neighbour slows all. Goes to
+`tools/bench/results/`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds of each."""
+
+    copy: float
+    handover: float
+    vllm: float | None
+    sync: float
+    probe: float
+    probe_difference: float
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds that `action` takes."""
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def take_out(connection: Connection, path: str, size: int) -> None:
+    """In another process: copy what lies in shared memory, whenever asked, and say so."""
+    import torch
+
+    from megatron_reason.generation.buckets import mapped
+
+    torch.set_num_threads(1)
+    memory = mapped(path, size)
+    target = torch.ones(size, dtype=torch.uint8)
+    connection.send("ready")
+    while connection.recv() == "take":
+        target.copy_(memory)
+        connection.send("taken")
+
+
+class Handover:
+    """Two copies of `size` bytes, in two processes."""
+
+    def __init__(self, size: int) -> None:
+        import torch
+
+        from megatron_reason.generation.buckets import SharedBuffer, described
+
+        self._bucket = [described("bytes", torch.ones(size, dtype=torch.uint8))]
+        self._buffer = SharedBuffer()
+        self._buffer.fill(self._bucket)
+        self._connection, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(
+            target=take_out, args=(theirs, self._buffer.path, size), daemon=True
+        )
+        process.start()
+        self._connection.recv()
+        self()
+
+    def close(self) -> None:
+        """End the other process."""
+        self._connection.send("enough")
+
+    def __call__(self) -> None:
+        """Do it once."""
+        self._buffer.fill(self._bucket)
+        self._connection.send("take")
+        self._connection.recv()
+
+
+def engine_of(kind: str, model: Path, scratch: Path) -> Any:  # noqa: ANN401 - any engine
+    """The engine, started on the model."""
+    from megatron_reason.config.sampling import EngineConfig
+    from megatron_reason.generation.open import open_engine
+
+    config = EngineConfig.model_validate({"name": kind, "max_model_len": 256, "kv_cache_mb": 64})
+    return open_engine(model, config, dtype="bfloat16", log_folder=scratch)
+
+
+def race(model: Path, kind: str, bucket_mb: int, rounds: int) -> dict[str, Any]:
+    """All rounds with one engine."""
+    import torch
+
+    from megatron_reason import platform
+    from megatron_reason.config.model import ModelConfig
+    from megatron_reason.config.parallel import ParallelConfig
+    from megatron_reason.config.sync import SyncConfig
+
+    torch.set_num_threads(1)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        tempfile.TemporaryDirectory(dir="/dev/shm") as memory,
+        platform.cpu(),
+        engine_of(kind, model, Path(scratch)) as engine,
+    ):
+        from megatron_reason.engine.startup import load_model, parallel_world
+        from megatron_reason.rollout.weight_sync import WeightSync
+
+        shutil.copytree(model, memory, dirs_exist_ok=True)
+        with parallel_world(ParallelConfig(), seed=1) as topology:
+            config = ModelConfig(path=str(model), dtype="bfloat16")
+            stage = load_model(config, model, ParallelConfig(), topology)
+            sync = WeightSync(
+                stage, model, topology=topology, engine=engine,
+                config=SyncConfig(bucket_mb=bucket_mb),
+            )  # fmt: skip
+            size = sync.push(0).num_bytes
+            source, target = torch.ones(2, size, dtype=torch.uint8)
+            handover = Handover(size)
+            found: list[Round] = []
+            for number in range(rounds):
+                copy = timed(lambda: target.copy_(source))
+                over = timed(handover)
+                own = None
+                if kind == "vllm":
+                    own = timed(lambda: engine.load_weights(Path(memory)))
+                report = sync.push(number + 1)
+                found.append(
+                    Round(
+                        copy, over, own, report.seconds, report.probe_seconds,
+                        report.probe_difference,
+                    )
+                )  # fmt: skip
+            handover.close()
+    return {"engine": kind, "bytes": size, "buckets": report.num_buckets,
+            "rounds": [asdict(one) for one in found]}  # fmt: skip
+
+
+def page(results: list[dict[str, Any]], about: str) -> str:
+    """The table."""
+    lines = [
+        f"# Weight sync\n\n{about}\n",
+        "| engine | MB | buckets | copy (ms) | handover (ms) | vLLM's own reload (ms) | sync (ms) "
+        "| sync / copy | sync / handover | sync / reload | probe (ms) | probe difference (nats) |",
+        "| --- " * 12 + "|",
+    ]
+    for result in results:
+        rounds = [Round(**one) for one in result["rounds"]]
+
+        def ratio(name: str, rounds: list[Round] = rounds) -> str:
+            if any(getattr(one, name) is None for one in rounds):
+                return "-"
+            return f"{median(one.sync / getattr(one, name) for one in rounds):.2f}"
+
+        def ms(name: str, rounds: list[Round] = rounds) -> str:
+            values = [getattr(one, name) for one in rounds]
+            return "-" if None in values else f"{1e3 * median(values):.0f}"
+
+        cells = [
+            result["engine"], f"{result['bytes'] / 1e6:.0f}", result["buckets"], ms("copy"),
+            ms("handover"), ms("vllm"), ms("sync"), ratio("copy"), ratio("handover"),
+            ratio("vllm"), ms("probe"),
+            f"{median(one.probe_difference for one in rounds):.4f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--engines", nargs="+", default=["vllm", "transformers"])
+    parser.add_argument("--bucket-mb", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    chosen = parser.parse_args()
+    from megatron_reason.models.sources import resolve_model
+
+    model = resolve_model(chosen.model, ROOT / "models")
+    found = [race(model, kind, chosen.bucket_mb, chosen.rounds) for kind in chosen.engines]
+    about = (
+        f"`python tools/bench/sync.py --model {chosen.model} --rounds {chosen.rounds} --bucket-mb "
+        f"{chosen.bucket_mb}`, {date.today()}, {len(os.sched_getaffinity(0))} CPU cores, bfloat16."
+    )
+    text = page(found, about)
+    print(text)
+    results = ROOT / "tools" / "bench" / "results"
+    (results / "sync.md").write_text(text, encoding="utf-8")
+    content = {"about": about, "results": found}
+    (results / "sync.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
