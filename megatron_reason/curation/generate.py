@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import polars as pl
 from pydantic import Field
 
 from megatron_reason.config.sampling import SamplingConfig
@@ -17,8 +16,9 @@ from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.generation.base import Completion
 from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.logs import get_logger, progress
-from megatron_reason.schema.records import Message, Origin, Problem, Sample
-from megatron_reason.schema.tables import Kind, Quarantine, read_table, table_path, write_table
+from megatron_reason.schema.problems import train_problems
+from megatron_reason.schema.records import Origin, Problem, Sample
+from megatron_reason.schema.tables import Kind, Quarantine, write_table
 
 _LOGGER = get_logger(__name__)
 
@@ -64,7 +64,7 @@ class Generate(Stage[GenerateConfig]):
                 f"'{folder}' is no folder.",
                 "Give the Hugging Face folder of a model, or leave 'model' out.",
             )
-        problems = self._problems(context.inputs[config.table])
+        problems = train_problems(context.inputs[config.table])[: config.max_problems]
         template = load_template(context.template, folder)
         engine = context.open_engine(folder)
         with progress("generate", len(problems), "problems") as bar:
@@ -89,29 +89,6 @@ class Generate(Stage[GenerateConfig]):
             )
         write_table(context.output, Kind.SAMPLES, samples)
         return StageResult(len(samples), counts)
-
-    def _problems(self, folder: Path) -> list[Problem]:
-        has_problems = table_path(folder, Kind.PROBLEMS).is_file()
-        rows = read_table(folder, Kind.PROBLEMS if has_problems else Kind.SAMPLES)
-        distinct = rows.filter(pl.col("split") == "train").unique(
-            "problem_id", keep="first", maintain_order=True
-        )
-        if distinct.is_empty():
-            raise DataError(
-                f"stage '{self.config.name}'",
-                f"'{self.config.table}' has {len(rows)} rows, none of the train split.",
-                "Lower 'heldout_fraction' of the stage 'ingest'.",
-            )
-        return [
-            Problem(
-                messages=tuple(Message(**turn) for turn in row["messages"]),
-                answer=row["answer"],
-                source=row["source"],
-                family=row["family"],
-                split=row["split"],
-            )
-            for row in distinct.head(self.config.max_problems or len(distinct)).to_dicts()
-        ]
 
 
 def _samples(

@@ -12,7 +12,7 @@ export to Hugging Face (`models/exporter.py`).
 import queue
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -54,6 +54,14 @@ class Progress:
     """What the run is: hashes that must agree before it may be resumed, by name."""
     tokens: int = 0
     """Positions trained on, prompts included."""
+    samples: int = 0
+    """Sequences trained on."""
+    prompts: int = 0
+    """Prompts answered, where rollouts are made."""
+    hard: Sequence[str] = ()
+    """Problems that wait in the pool of those that nobody solved, newest first."""
+    empty_steps: int = 0
+    """Steps in a row without anything to learn from."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Means over the updates since the checkpoint before."""
 
