@@ -17,6 +17,7 @@ from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.config.tracking import TrackingConfig
 from megatron_reason.config.train import BatchConfig, CheckpointConfig, OptimConfig, TrainConfig
+from megatron_reason.schema.batch import TokenizedSample
 from megatron_reason.schema.method import METHODS
 from megatron_reason.schema.records import Message, Problem
 from megatron_reason.schema.tables import Kind, write_table
@@ -123,13 +124,14 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
 
 
 def _recording(update: Any, output: Path) -> Any:
-    """`update`, which also keeps the batches it was given."""
+    """`update`, which also keeps the batches it was given and what it said of them."""
 
     def recorded(trainable: Any, method: Any, samples: Any, state: Any, *rest: Any) -> Any:
+        found = update(trainable, method, samples, state, *rest)
         if trainable.topology.rank == 0:
-            with (output / f"batch_{state.update}.pickle").open("wb") as stream:
-                pickle.dump(list(samples), stream)
-        return update(trainable, method, samples, state, *rest)
+            with (output / f"update_{state.update}.pickle").open("wb") as stream:
+                pickle.dump((list(samples), found), stream)
+        return found
 
     return recorded
 
@@ -146,7 +148,7 @@ def rollouts(output: Path, step: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def batch(output: Path, update: int) -> list[Any]:
-    """Samples of an update."""
-    with (output / f"batch_{update}.pickle").open("rb") as stream:
+def one_update(output: Path, update: int) -> tuple[list[TokenizedSample], dict[str, float]]:
+    """Samples of an update, and its own metrics."""
+    with (output / f"update_{update}.pickle").open("rb") as stream:
         return pickle.load(stream)
