@@ -142,7 +142,7 @@ def measured(experiences: Sequence[Experience]) -> StepMetrics:
             kind = "all_correct"
         for name in ("all_correct", "all_wrong", "mixed"):
             metrics.add(f"groups/{name}", float(name == kind), 1)
-        metrics.add("groups/no_signal", float(not experience.contributes), 1)
+        metrics.add("groups/dropped", float(not experience.contributes), 1)
         metrics.add("groups/incomplete", float(len(experience.kept) < len(group.rollouts)), 1)
         if experience.kept:
             rewards = [rollout.verdict.score for rollout in experience.kept]

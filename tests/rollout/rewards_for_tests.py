@@ -6,7 +6,7 @@ from megatron_reason.rewards.base import REWARDS, reward, verdict
 from megatron_reason.schema.records import Status, Verdict
 
 
-def _parity(response: str, answer: str) -> Verdict:  # noqa: ARG001
+def _parity(response: str, answer: str) -> Verdict:
     return verdict(Status.OK if sum(response.encode()) % 2 else Status.WRONG, response[:8])
 
 
@@ -22,11 +22,11 @@ def _hangs(response: str, answer: str) -> Verdict:
     return _parity(response, answer)
 
 
-def _nan(response: str, answer: str) -> Verdict:  # noqa: ARG001
+def _nan(response: str, answer: str) -> Verdict:
     return Verdict(float("nan"), Status.OK)
 
 
-def _zero(response: str, answer: str) -> Verdict:  # noqa: ARG001
+def _zero(response: str, answer: str) -> Verdict:
     return verdict(Status.WRONG)
 
 

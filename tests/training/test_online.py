@@ -11,6 +11,7 @@ from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import TrainState, build_method
 from tests.distributed import spawn
 from tests.engine import invariance
+from tests.training import online_run
 from tests.training.online_run import (
     make_data,
     make_job,
@@ -19,6 +20,7 @@ from tests.training.online_run import (
     rollouts,
     run_all,
 )
+from tests.training.tiny_run import kill_after, losses, run, start
 
 FEW = {"prompts_per_update": 3, "rollouts_per_prompt": 4}
 METHODS = {
@@ -43,6 +45,22 @@ METHODS = {
     "kl_cov": ("cov", {"mode": "kl", "kl_fraction": 0.1}, {"updates_per_step": 2}),
 }  # fmt: skip
 UPDATES = 4
+TWO = {"prompts_per_update": 2, "rollouts_per_prompt": 4}
+SPECIAL = {
+    "ahead": ("grpo", FEW | {"tis": "token"}, {"steps_ahead": 1, "prompts_per_call": 1}),
+    "monitored": ("grpo", FEW, {"monitor": {
+        "table": "sums", "every": 2, "max_problems": 2, "samples_per_prompt": 2,
+        "reward": "parity_for_tests"}}),
+    "single": ("grpo", {"prompts_per_update": 3, "rollouts_per_prompt": 1}, {}),
+    "breaks": ("grpo", FEW, {"reward": "breaks_for_tests"}),
+    "hangs": ("grpo", TWO, {"reward": "hangs_for_tests", "reward_deadline_s": 0.3}),
+    "nan": ("grpo", FEW, {"reward": "nan_for_tests"}),
+    "zero": ("grpo", TWO | {"drop_equal_groups": True},
+             {"reward": "zero_for_tests", "max_empty_steps": 2, "max_refills": 1}),
+    "long": ("grpo", FEW, {"max_tokens": 41}),
+    "too_long": ("grpo", FEW, {"max_tokens": 60}),
+}  # fmt: skip
+"""Runs that are not about a method, each of two updates."""
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +72,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_job(folder, name, method, FEW | settings, updates=UPDATES, rollout=rollout)
         for name, (method, settings, rollout) in METHODS.items()
     ]
+    jobs += [
+        make_job(folder, name, method, settings, updates=2, rollout=rollout)
+        for name, (method, settings, rollout) in SPECIAL.items()
+    ]
     spawn(run_all, 1, jobs)
     return folder
+
+
+def error_of(output: Path) -> str:
+    """What a run could not go on with."""
+    found = output / "error_0.txt"
+    return found.read_text(encoding="utf-8") if found.is_file() else ""
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -63,7 +91,7 @@ def test_runs_live_and_its_first_loss_is_that_of_the_recorded_batch(folder: Path
     """The loss of the live update, computed again in float64 by Hugging Face's model."""
     method, settings, _ = METHODS[name]
     output = folder / name
-    assert not list(output.glob("error*")), (output / "error_0.txt").read_text()
+    assert not error_of(output)
     rows = metrics(output)
     assert rows[-1]["step"] == UPDATES
     assert all(math.isfinite(row["train/loss"]) for row in rows)
@@ -116,7 +144,7 @@ def test_dapo_refills_what_it_drops(folder: Path):
     for row in rows:
         answered = row["progress/prompts"]
         assert answered >= 3 * row["step"]
-    dropped = sum(row["groups/no_signal"] > 0 for row in rows)
+    dropped = sum(row["groups/dropped"] > 0 for row in rows)
     assert dropped
     assert dropped == sum(row["groups/refills"] > 0 for row in rows)
 
@@ -169,3 +197,112 @@ def test_relift_bursts_on_what_nobody_solved(folder: Path):
             bursts += 1
         waiting = row["pool/hard"]
     assert bursts
+
+
+def test_one_step_ahead_learns_from_weights_one_step_old_and_corrects(folder: Path):
+    rows = metrics(folder / "ahead")
+    assert [row["rollout/staleness"] for row in rows] == [0, 1]
+    assert [rollouts(folder / "ahead", s)[0]["policy_version"] for s in (1, 2)] == [0, 0]
+    first, second = (one_update(folder / "ahead", update)[0] for update in (0, 1))
+    # The first is on-policy; the second was drawn before the first update.
+    assert max(_gaps(first)) < 1e-5
+    assert max(_gaps(second)) > 1e-3
+    # What is drawn ahead is what would have been drawn, had the weights not changed.
+    assert [s.ids[: s.num_prompt_tokens] for s in second] == [
+        s.ids[: s.num_prompt_tokens] for s in one_update(folder / "grpo", 1)[0]
+    ]
+
+
+def _gaps(samples: list[TokenizedSample]) -> list[float]:
+    return [
+        abs(own - engine)
+        for s in samples
+        for own, engine in zip(s.old_logprobs or (), s.rollout_logprobs or (), strict=True)
+    ]
+
+
+def test_the_same_engine_measures_heldout_problems(folder: Path):
+    rows = metrics(folder / "monitored")
+    assert [row["step"] for row in rows if "eval/sums/avg@2" in row] == [0, 2]
+    answered = pl.read_parquet(folder / "monitored/eval/sums/step_000002/generations.parquet")
+    assert len(answered) == 4
+    assert rows[-1]["eval/sums/avg@2"] == pytest.approx(answered["score"].mean())
+    assert set(answered["problem"].str.slice(-6)) <= {"10+11=", "11+12="}
+    # Measuring changes nothing of the training.
+    assert rows[1]["train/grad_norm"] == metrics(folder / "grpo")[0]["train/grad_norm"]
+
+
+def test_a_group_of_one_member_is_reinforced_by_its_reward(folder: Path):
+    assert not error_of(folder / "single")
+    for update in range(2):
+        drawn = one_update(folder / "single", update)[0]
+        assert [s.advantage for s in drawn] == [float(s.is_correct) for s in drawn]
+
+
+@pytest.mark.parametrize(("name", "status"), [("breaks", "crash"), ("hangs", "timeout")])
+def test_answers_that_cannot_be_checked_are_neither_right_nor_wrong(
+    folder: Path, name: str, status: str
+):
+    output = folder / name
+    assert not error_of(output)
+    unchecked = 0
+    for step, row in enumerate(metrics(output), start=1):
+        found = rollouts(output, step)
+        without = [r for r in found if r["status"] == status]
+        unchecked += len(without)
+        assert row[f"reward/status_{status}"] == pytest.approx(len(without) / len(found))
+        assert all(r["advantage"] is None for r in without)
+        assert len(one_update(output, step - 1)[0]) <= len(found) - len(without)
+    assert unchecked
+
+
+def test_a_reward_that_is_no_number_stops_the_run(folder: Path):
+    assert "RewardError" in error_of(folder / "nan")
+    assert "it gave nan for an answer to problem" in error_of(folder / "nan")
+
+
+def test_steps_without_anything_to_learn_from_are_bounded(folder: Path):
+    error = error_of(folder / "zero")
+    assert "in 2 steps in a row no prompt gave anything to learn from" in error
+    rows = metrics(folder / "zero")
+    # The first such step makes no update, and says so; refills are bounded.
+    assert "train/loss" not in rows[0]
+    assert (rows[0]["groups/dropped"], rows[0]["groups/refills"]) == (1.0, 1.0)
+    assert rows[0]["progress/prompts"] == 4
+
+
+def test_prompts_that_leave_no_room_are_set_aside(folder: Path):
+    aside = pl.read_parquet(folder / "long/quarantine.parquet")
+    # 64 positions hold 41 new tokens and the prompt of a one-digit sum, of 22 or 23 tokens.
+    assert set(aside["reason"]) == {"prompt too long"}
+    assert 0 < len(aside) < online_run.NUM_PROBLEMS
+    assert not error_of(folder / "long")
+    assert "none of 10 problems can be learnt from" in error_of(folder / "too_long")
+
+
+def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path):
+    """Rollouts and losses, with prompts waiting in the pool, over two pipeline stages."""
+    make_data(tmp_path)
+    settings = {
+        "prompts_per_update": 2, "rollouts_per_prompt": 2, "max_response_length": 8,
+        "burst_size": 3,
+    }  # fmt: skip
+    stages = {"pipeline_model_parallel_size": 2}
+    whole, broken = (
+        make_job(tmp_path, name, "relift", settings, updates=24, parallel=stages, every=5)
+        for name in ("whole", "broken")
+    )
+    spawn(run_all, 2, [whole])
+    broken.output.mkdir()
+    file = broken.output / "job.json"
+    file.write_text(broken.model_dump_json(), encoding="utf-8")
+    kill_after(broken.output, start(file), 13)
+    assert "resumed from iter_" in run(file)
+    assert losses(broken.output) == losses(whole.output)
+    assert len(losses(whole.output)) == 24
+    for path in sorted((whole.output / "rollouts").iterdir()):
+        twin = broken.output / "rollouts" / path.name
+        assert twin.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+    for left, right in zip(metrics(whole.output), metrics(broken.output), strict=True):
+        assert left["pool/hard"] == right["pool/hard"]
+    assert any("groups/burst_demos" in row for row in metrics(whole.output))
