@@ -51,7 +51,9 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: no such entry; the message offers the nearest names.
         """
-        self._discover()
+        if name not in self._entries:
+            # Modules may be slow to import; one that was imported by its name is enough.
+            self._discover()
         if name not in self._entries:
             raise ConfigError(
                 where,

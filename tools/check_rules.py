@@ -92,7 +92,9 @@ TESTED_BY: dict[str, str] = {
     "generation/vllm_process.py": "generation/test_vllm_engine.py",  # the engine's other half
     "launch/base.py": "launch/test_local.py",  # the Launcher protocol
     "models/families/*.py": "models/test_architecture.py",  # tables of values
+    "rewards/_lese.py": "rewards/test_lese.py",  # parts of a total
     "rewards/base.py": "rewards/test_pool.py",  # the Reward protocol
+    "rewards/lese_binary.py": "rewards/test_lese.py",  # the same vectors
     "schema/credit.py": "methods/test_lese.py",  # frozen records
     "schema/topology.py": "engine/test_invariance.py",  # a frozen record
     "training/stopping.py": "training/test_faults.py",  # signals to real workers

@@ -12,6 +12,15 @@ from megatron_reason.cli.options import Config, Json, Set
 if TYPE_CHECKING:
     from megatron_reason.pipeline.run_config import RunConfig
 
+Tables = Annotated[
+    list[Path],
+    typer.Option(
+        "--table",
+        metavar="DIR",
+        help="Folder with tokens.parquet, or with the problems.parquet that rollouts answer; may "
+        "be repeated.",
+    ),
+]
 StageName = Annotated[str | None, typer.Option(metavar="STAGE")]
 
 
@@ -96,9 +105,7 @@ def run(
 
 def train(
     config: Config,
-    table: Annotated[
-        Path, typer.Option("--table", metavar="DIR", help="Folder with tokens.parquet.")
-    ],
+    tables: Tables,
     variant: Annotated[
         str | None,
         typer.Option("--variant", metavar="NAME", help="Which variant; needed if there are many."),
@@ -118,9 +125,10 @@ def train(
     ] = None,
     overrides: Set = None,
 ) -> None:
-    """Train one variant on a table of tokens.
+    """Train one variant on a table of tokens, on rollouts, or on both.
 
-    The rest of the run is left alone. Goes on from its last checkpoint; leaves OUT/huggingface.
+    The rest of the run is left alone: it begins with the run's model. Goes on from its last
+    checkpoint; leaves OUT/huggingface.
 
     Example: mreason train run.yaml --table runs/oxa/140-oxa_full_table --variant oxa_full
     """
@@ -131,7 +139,7 @@ def train(
 
     setup_logging()
     settings = _load(config, overrides)
-    job = training_job(settings, table, variant=variant, output=out)
+    job = training_job(settings, tables, variant=variant, output=out)
     if job_file is not None:
         write_text(job_file, job.model_dump_json(indent=2) + "\n")
         typer.echo(f"torchrun --nproc-per-node {settings.launch.processes} -m "
@@ -143,9 +151,7 @@ def train(
 
 def resume_check(
     config: Config,
-    table: Annotated[
-        Path, typer.Option("--table", metavar="DIR", help="Folder with tokens.parquet.")
-    ],
+    tables: Tables,
     updates: Annotated[
         int, typer.Option("--updates", metavar="N", min=1, help="Updates before and after.")
     ] = 4,
@@ -170,7 +176,7 @@ def resume_check(
     setup_logging()
     settings = _load(config, overrides)
     output = settings.run.folder / "resume-check"
-    job = training_job(settings, table, variant=variant, output=output)
+    job = training_job(settings, tables, variant=variant, output=output)
     report = check.resume_check(job, settings.launch, updates=updates)
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))

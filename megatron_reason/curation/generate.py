@@ -19,13 +19,9 @@ from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.generation.base import Completion, Engine
 from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.logs import get_logger, progress
-from megatron_reason.schema.records import Message, Origin, Problem, Sample
-from megatron_reason.schema.tables import (
-    Kind,
-    TableReader,
-    table_path,
-    write_table,
-)
+from megatron_reason.schema.problems import distinct_train, problem_table, problems_of
+from megatron_reason.schema.records import Origin, Problem, Sample
+from megatron_reason.schema.tables import Kind, TableReader, write_table
 
 _LOGGER = get_logger(__name__)
 
@@ -70,7 +66,7 @@ class Generate(Stage[GenerateConfig]):
                 f"'{folder}' is no folder.",
                 "Give the Hugging Face folder of a model, or leave 'model' out.",
             )
-        source = _source(context.inputs[config.table])
+        source = problem_table(context.inputs[config.table])
         asked = self._asked(source)
         parts = PartedOutput(
             config, source, context.output, shard=config.shard,
@@ -83,7 +79,7 @@ class Generate(Stage[GenerateConfig]):
             with progress("generate", sum(map(len, todo)), "problems") as bar:
                 for part, rows in zip(parts.missing, todo, strict=True):
                     with parts.open(part) as opened:
-                        problems = _problems(parts.read(part)[(rows - part.start).to_list()])
+                        problems = problems_of(parts.read(part)[(rows - part.start).to_list()])
                         drawn = self._draw(problems, template, engine, bar.advance)
                         _keep(problems, drawn, template, folder.name, opened)
         num_rows, counts = parts.finish()
@@ -100,15 +96,7 @@ class Generate(Stage[GenerateConfig]):
         """Numbers of the rows that are answered: one of each train problem."""
         keys = source.batches(columns=("problem_id", "split"))
         rows = pl.concat([source.empty(("problem_id", "split")), *keys]).with_row_index("row")
-        distinct = rows.filter(pl.col("split") == "train").unique(
-            "problem_id", keep="first", maintain_order=True
-        )
-        if distinct.is_empty():
-            raise DataError(
-                f"stage '{self.config.name}'",
-                f"'{self.config.table}' has {len(rows)} rows, none of the train split.",
-                "Lower 'heldout_fraction' of the stage 'ingest'.",
-            )
+        distinct = distinct_train(rows, f"stage '{self.config.name}', table '{self.config.table}'")
         return distinct["row"].head(self.config.max_problems or len(distinct)).cast(pl.Int64)
 
     def _draw(
@@ -126,25 +114,6 @@ class Generate(Stage[GenerateConfig]):
             stop_token_ids=template.stop_token_ids,
             on_done=advance,
         )
-
-
-def _source(folder: Path) -> TableReader:
-    """The table with the problems: of problems if there is one, else of samples."""
-    has_problems = table_path(folder, Kind.PROBLEMS).is_file()
-    return TableReader(folder, Kind.PROBLEMS if has_problems else Kind.SAMPLES)
-
-
-def _problems(rows: pl.DataFrame) -> list[Problem]:
-    return [
-        Problem(
-            messages=tuple(Message(**turn) for turn in row["messages"]),
-            answer=row["answer"],
-            source=row["source"],
-            family=row["family"],
-            split=row["split"],
-        )
-        for row in rows.to_dicts()
-    ]
 
 
 def _keep(

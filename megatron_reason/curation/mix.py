@@ -29,6 +29,7 @@ from megatron_reason.schema.tables import (
 _LOGGER = get_logger(__name__)
 _TOKEN_TYPES = {
     "sample_id": pl.String,
+    "problem_id": pl.String,
     "role": pl.String,
     "ids": pl.List(pl.Int32),
     "num_prompt_tokens": pl.Int32,
@@ -162,6 +163,7 @@ def _tokenise(sample: dict[str, Any], template: Template) -> dict[str, Any]:
     response_ids = template.response_ids(sample["response"], finished=finished)
     return {
         "sample_id": sample["sample_id"],
+        "problem_id": sample["problem_id"],
         "role": sample["role"],
         "ids": [*prompt_ids, *response_ids],
         "num_prompt_tokens": len(prompt_ids),

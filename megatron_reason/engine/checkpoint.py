@@ -9,7 +9,8 @@ function of what `Progress` holds. Not here: saving while training goes on (`che
 files and their names (`checkpoint_folder.py`), the export to Hugging Face (`models/exporter.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -47,6 +48,14 @@ class Progress:
     """What the run is: hashes that must agree before it may be resumed, by name."""
     tokens: int = 0
     """Positions trained on, prompts included."""
+    samples: int = 0
+    """Sequences trained on."""
+    prompts: int = 0
+    """Prompts answered, where rollouts are made."""
+    hard: Sequence[str] = ()
+    """Problems that wait in the pool of those that nobody solved, newest first."""
+    empty_steps: int = 0
+    """Steps in a row without anything to learn from."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Means over the updates since the checkpoint before."""
 
@@ -224,14 +233,39 @@ def _sharded_state(trainable: Trainable, sharding: str, *, is_loading: bool) -> 
     }
     model: Any = trainable.model.module
     model_state = model.sharded_state_dict()
-    optimizer_state = trainable.optimizer.sharded_state_dict(
-        model_state, is_loading=is_loading, metadata=metadata
-    )
+    with _without_gaps(trainable):
+        optimizer_state = trainable.optimizer.sharded_state_dict(
+            model_state, is_loading=is_loading, metadata=metadata
+        )
     for part in _parts(optimizer_state, trainable):
         # Ranks that hold no gathered states say None, and Megatron warns that they differ.
         if part["param_state"] is None:
             del part["param_state"]
     return {"model": model_state, "optimizer": optimizer_state}
+
+
+@contextmanager
+def _without_gaps(trainable: Trainable) -> Iterator[None]:
+    """Let Megatron cut parameters out of gathered optimizer states at the right places.
+
+    It gathers the states of a buffer without the padding at the ends of its buckets, and then cuts
+    at offsets that count that padding. A tied embedding under PP has a bucket of its own: unless
+    its size is a multiple of 128, everything behind it would be cut in the wrong place.
+    """
+    buffers: list[Any] = [*trainable.model.buffers, *trainable.model.expert_parallel_buffers]
+    kept = [buffer.param_index_map for buffer in buffers]
+    for buffer, places in zip(buffers, kept, strict=True):
+        padding = [bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets]
+        before = [sum(padding[:index]) for index in range(len(padding))]
+        buffer.param_index_map = {
+            parameter: (start - before[bucket], end - before[bucket], bucket)
+            for parameter, (start, end, bucket) in places.items()
+        }
+    try:
+        yield
+    finally:
+        for buffer, places in zip(buffers, kept, strict=True):
+            buffer.param_index_map = places
 
 
 def _parts(optimizer_state: dict[Any, Any], trainable: Trainable) -> list[dict[str, Any]]:

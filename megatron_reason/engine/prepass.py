@@ -1,8 +1,8 @@
-"""Forward-only statistics of whole sequences: what perplexities and entropies are made of."""
+"""Forward-only statistics: sums over whole sequences, and log-probs of single response tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,12 +11,13 @@ from torch import nn
 
 from megatron_reason.config.train import BatchConfig
 from megatron_reason.engine.forward import ForwardStep, Head, statistics_step
-from megatron_reason.engine.packing import assign, pack
+from megatron_reason.engine.packing import assign, microbatches_of_rank, pack
 from megatron_reason.ops.token_stats import HeadOptions
 from megatron_reason.schema.batch import PackedBatch, TokenizedSample, TokenStats
 from megatron_reason.schema.topology import Topology
 
 SEQUENCES_PER_ROUND = 512
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,40 @@ def score_microbatches(
     return collected if topology.is_last_stage else [[] for _ in microbatches]
 
 
+def response_logprobs(
+    model: nn.Module, samples: Sequence[TokenizedSample], batch: BatchConfig, topology: Topology,
+    *, temperature: float,
+) -> list[tuple[float, ...]]:  # fmt: skip
+    """Log-probs of the supervised tokens of each sample, under the model as it is.
+
+    Samples are packed as an update over the same samples packs them, so that the ratio of the first
+    such update is 1 to the last bit.
+
+    Args:
+        model: this rank's pipeline stage.
+        samples: the same list on every rank.
+        batch: limits of a micro-batch.
+        topology: this rank's place.
+        temperature: what the logits are divided by.
+
+    Returns:
+        Values in nats in the order of `samples`, on every rank.
+    """
+    device = next(model.parameters()).device
+    batches = [
+        packed.to(device)
+        for packed in microbatches_of_rank(
+            samples, batch, rank=topology.dp_rank, num_ranks=topology.dp_size,
+            multiple_of=topology.tp_size,
+        )
+    ]  # fmt: skip
+    head = Head(temperature=temperature)
+    found = forward_only(model, batches, statistics_step(topology, head, _token_logprobs))
+    local = {index: values for part in found for index, values in part.items()}
+    everywhere = _everywhere(local, topology)
+    return [everywhere[index] for index in range(len(samples))]
+
+
 def forward_only(model: nn.Module, batches: Sequence[PackedBatch], step: ForwardStep) -> list[Any]:
     """What `step` collects from each micro-batch, without gradients and in evaluation mode.
 
@@ -120,10 +155,20 @@ def _sequence_scores(stats: TokenStats, batch: PackedBatch) -> list[SequenceScor
     ]
 
 
-def _everywhere(local: dict[int, SequenceScore], topology: Topology) -> dict[int, SequenceScore]:
+def _token_logprobs(stats: TokenStats, batch: PackedBatch) -> dict[int, tuple[float, ...]]:
+    """Log-probs of each sequence's supervised tokens, by its index in the global batch."""
+    values_N = stats.logprob_T[batch.supervised_N].cpu()
+    parts = values_N.split(batch.supervised_tokens_S().tolist())
+    return {
+        index: tuple(part.tolist())
+        for index, part in zip(batch.index_S.tolist(), parts, strict=True)
+    }
+
+
+def _everywhere(local: dict[int, Value], topology: Topology) -> dict[int, Value]:
     """Union of the dictionaries of all ranks."""
     if topology.world_size == 1:
         return local
-    parts: list[dict[int, SequenceScore] | None] = [None] * topology.world_size
+    parts: list[dict[int, Value] | None] = [None] * topology.world_size
     dist.all_gather_object(parts, local)
     return {index: score for part in parts if part for index, score in part.items()}

@@ -50,7 +50,6 @@ def update(
         "train/nonfinite_skipped": float(guard.skipped),
         "perf/tokens_per_s": num_tokens / seconds,
         "time/step": seconds,
-        "progress/samples": float((state.update + 1) * len(samples)),
     }
 
 

@@ -17,6 +17,7 @@ budget and by the sequences; verl's newest mode does not do the latter (mean sum
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -31,7 +32,7 @@ from megatron_reason.methods._surrogate import (
 )
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
-from megatron_reason.schema.method import Needs, Preset, Term, TrainState, method
+from megatron_reason.schema.method import Needs, Preset, Term, TrainState, UpdatePlan, method
 
 
 class GRPOConfig(PolicyConfig):
@@ -40,7 +41,8 @@ class GRPOConfig(PolicyConfig):
     name: Literal["grpo"] = "grpo"
     """Name of the method."""
     drop_equal_groups: bool = False
-    """Leave out prompts whose rollouts all have the same reward (DAPO's dynamic sampling)."""
+    """Leave out prompts whose rollouts all have the same reward, and answer others in their place
+    (DAPO's dynamic sampling)."""
     overlong_buffer: int = Field(default=0, ge=0)
     """Tokens before `max_response_length` over which the reward falls by up to 1 (DAPO eq. 13);
     0 does not punish length."""
@@ -132,6 +134,10 @@ class GRPO(PolicyMethod[GRPOConfig]):
             "RL stage of the baseline SFT -> RL in LUFFY's repository",
         ),
     )
+
+    def plan(self, state: TrainState) -> UpdatePlan:
+        """Fresh rollouts of the next prompts, refilled where groups are dropped."""
+        return replace(super().plan(state), refills=self.config.drop_equal_groups)
 
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """Policy gradient, and what the settings add."""

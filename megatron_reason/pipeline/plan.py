@@ -19,7 +19,7 @@ from megatron_reason.errors import ConfigError
 from megatron_reason.files import hash_file, hash_text, write_json
 from megatron_reason.models.architecture import read_architecture
 from megatron_reason.models.divisibility import check_topology
-from megatron_reason.pipeline.run_config import RunConfig
+from megatron_reason.pipeline.run_config import RunConfig, VariantConfig
 from megatron_reason.registry import suggest
 
 PLAN = "plan.json"
@@ -142,22 +142,31 @@ class _Planner:
         if config.eval is not None and config.eval.include_base:
             yield self._eval(BASE)
         for variant, settings in config.variants.items():
-            yield self._train(variant, settings.table)
+            yield self._train(variant, settings)
             if config.eval is not None:
                 yield self._eval(variant)
         yield self._planned(REPORT, ("report", REPORT, None), {}, tuple(self._hashes))
 
-    def _train(self, variant: str, table: str) -> PlannedStage:
+    def _train(self, name: str, variant: VariantConfig) -> PlannedStage:
         config = self._config
         # Layout and packing do not change the loss: a training goes on, or is done, under others.
         without = {"checkpoint", "parallel", "batch"}
-        settings = config.train_of(variant).model_dump(mode="json", exclude=without)
-        method = config.variants[variant].method.model_dump(mode="json")
+        described: dict[str, object] = {
+            "train": config.train_of(name).model_dump(mode="json", exclude=without),
+            "method": variant.method.model_dump(mode="json"),
+        }
+        inputs = [] if variant.table is None else [variant.table]
+        if variant.start is not None:
+            inputs.append(train_name(variant.start))
+        if (rollout := config.rollout_of(name)) is not None:
+            without = {"monitor", "reward_workers"}
+            described["rollout"] = rollout.model_dump(mode="json", exclude=without)
+            described |= self._engine()
+            inputs.append(rollout.problems)
+            if rollout.monitor is not None:
+                inputs.append(rollout.monitor.table)
         return self._planned(
-            train_name(variant),
-            ("train", "train", variant),
-            {"train": settings, "method": method},
-            (table,),
+            train_name(name), ("train", "train", name), described, tuple(dict.fromkeys(inputs))
         )
 
     def _eval(self, variant: str) -> PlannedStage:

@@ -17,7 +17,8 @@ from megatron_reason.config.launch import LaunchConfig
 from megatron_reason.config.load import PickedBy, refuse
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
-from megatron_reason.config.sampling import EngineConfig, SamplingConfig
+from megatron_reason.config.rollout import RolloutSection
+from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.config.tracking import TrackingConfig
 from megatron_reason.config.train import TrainConfig
@@ -26,7 +27,8 @@ from megatron_reason.errors import ConfigError, TopologyError
 from megatron_reason.evaluation.base import BENCHMARKS
 from megatron_reason.registry import Registry, suggest
 from megatron_reason.rewards.base import REWARDS
-from megatron_reason.schema.method import METHODS, MethodConfig, TrainState, build_method
+from megatron_reason.schema.batch import Role
+from megatron_reason.schema.method import METHODS, Frozen, MethodConfig, TrainState, build_method
 
 KeyPath = tuple[str | int, ...]
 Objection = tuple[KeyPath, str, str]
@@ -69,14 +71,18 @@ class RunSection(Strict):
 
 
 class VariantConfig(Strict):
-    """One trained model of the run: a method on a table."""
+    """One trained model of the run: a method on a table, on rollouts, or on both."""
 
-    table: str
-    """Stage whose tokens are trained on."""
+    table: str | None = None
+    """Stage whose tokens are trained on; None where all that is learnt from is rollouts."""
+    start: str | None = None
+    """Earlier variant whose weights it begins with; None begins with the base model."""
     method: AnyMethod
     """What to learn."""
     train: TrainConfig | None = None
     """Training settings that differ from the section `train`; only those need to be given."""
+    rollout: RolloutSection | None = None
+    """Rollout settings that differ from the section `rollout`; only those need to be given."""
 
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
@@ -101,6 +107,8 @@ class RunConfig(Strict):
     """Curation stages, in order."""
     train: TrainConfig | None = None
     """Training settings common to all variants."""
+    rollout: RolloutSection | None = None
+    """How rollouts are made, for all variants whose method learns from its own."""
     variants: dict[VariantName, VariantConfig] = Field(default_factory=dict[str, VariantConfig])
     """Models to train, by name."""
     eval: EvalConfig | None = None
@@ -113,6 +121,17 @@ class RunConfig(Strict):
         settings = self.variants[variant].train or self.train
         assert settings is not None, "a variant without settings was refused at load"
         return settings
+
+    def rollout_of(self, variant: str) -> RolloutSection | None:
+        """Rollout settings of a variant; None for a method that learns from stored data."""
+        if not self.learns_online(variant):
+            return None
+        return self.variants[variant].rollout or self.rollout
+
+    def learns_online(self, variant: str) -> bool:
+        """Whether a variant's method learns from fresh rollouts."""
+        method = build_method(self.variants[variant].method)
+        return method.plan(TrainState(0, 1)).prompts > 0
 
     @model_validator(mode="before")
     @classmethod
@@ -130,14 +149,18 @@ class RunConfig(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_partial_train(cls, raw: object) -> object:
-        """Lay each variant's own training settings over the common ones."""
+    def _fill_partial(cls, raw: object) -> object:
+        """Lay each variant's own training and rollout settings over the common ones."""
         if not isinstance(raw, Mapping):
             return raw
-        common, variants = raw.get("train"), raw.get("variants")
-        if not isinstance(common, Mapping) or not isinstance(variants, Mapping):
-            return raw
-        return {**raw, "variants": {name: _filled(v, common) for name, v in variants.items()}}
+        filled = dict(raw)
+        for section in ("train", "rollout"):
+            common, variants = filled.get(section), filled.get("variants")
+            if isinstance(common, Mapping) and isinstance(variants, Mapping):
+                filled["variants"] = {
+                    name: _filled(variant, section, common) for name, variant in variants.items()
+                }
+        return filled
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -146,6 +169,8 @@ class RunConfig(Strict):
             *self._check_tables(),
             *self._check_graders(),
             *self._check_variants(),
+            *self._check_starts(),
+            *self._check_rollouts(),
             *self._check_layouts(),
             *self._check_lengths(),
         ]
@@ -188,8 +213,14 @@ class RunConfig(Strict):
                     )
             earlier.append(stage.name)
         wanted: list[tuple[KeyPath, str]] = [
-            (("variants", name, "table"), variant.table) for name, variant in self.variants.items()
+            (("variants", name, "table"), variant.table)
+            for name, variant in self.variants.items()
+            if variant.table is not None
         ]
+        for path, rollout in self._rollouts():
+            wanted.append(((*path, "problems"), rollout.problems))
+            if rollout.monitor is not None:
+                wanted.append(((*path, "monitor", "table"), rollout.monitor.table))
         if self.eval is not None and self.eval.table is not None:
             wanted.append((("eval", "table"), self.eval.table))
         for path, table in wanted:
@@ -210,6 +241,10 @@ class RunConfig(Strict):
                 (("eval", "benchmarks", index), BENCHMARKS, name)
                 for index, name in enumerate(self.eval.benchmarks)
             ]
+        for path, rollout in self._rollouts():
+            named.append(((*path, "reward"), REWARDS, rollout.reward))
+            if rollout.monitor is not None:
+                named.append(((*path, "monitor", "reward"), REWARDS, rollout.monitor.reward))
         for path, registry, name in named:
             try:
                 registry.get(name)
@@ -225,18 +260,18 @@ class RunConfig(Strict):
                     "there are no training settings.",
                     "Add a section 'train' with 'updates' or 'epochs', and 'optim: {lr: ...}'.",
                 )
-            roles = roles_of.get(variant.table)
-            method = build_method(variant.method)
-            if method.plan(TrainState(0, 1)).prompts:
-                yield (
-                    ("variants", name, "method"),
-                    f"method '{variant.method.name}' learns from fresh rollouts, and training on a "
-                    "fixed table makes none.",
-                    "Train with a method on recorded data: 'mreason list methods' shows all, "
-                    "'mreason show method NAME' what each needs.",
-                )
+            needed = {str(role) for role in build_method(variant.method).required().roles}
+            needed.discard(Role.ROLLOUT)
+            if variant.table is None:
+                if needed:
+                    yield (
+                        ("variants", name),
+                        f"method '{variant.method.name}' needs role "
+                        f"{' and '.join(sorted(needed))}, and there is no table.",
+                        "Give it a 'table': a stage 'mix' that has such rows.",
+                    )
                 continue
-            needed = {str(role) for role in method.required().roles}
+            roles = roles_of.get(variant.table)
             if roles is not None and (missing := sorted(needed - roles)):
                 yield (
                     ("variants", name, "table"),
@@ -244,6 +279,72 @@ class RunConfig(Strict):
                     f"'{variant.table}' has {' and '.join(sorted(roles))}.",
                     f"Add a selection with role {missing[0]} to the stage that mixes it.",
                 )
+
+    def _check_starts(self) -> Iterator[Objection]:
+        earlier: list[str] = []
+        for name, variant in self.variants.items():
+            if variant.start is not None and variant.start not in earlier:
+                yield (
+                    ("variants", name, "start"),
+                    f"no earlier variant is called '{variant.start}'.",
+                    suggest(variant.start, earlier) if earlier else "Put that variant before it.",
+                )
+            earlier.append(name)
+
+    def _rollouts(self) -> Iterator[tuple[KeyPath, RolloutSection]]:
+        """Rollout settings of the run, and where they stand."""
+        if self.rollout is not None:
+            yield ("rollout",), self.rollout
+        for name, variant in self.variants.items():
+            if variant.rollout is not None:
+                yield ("variants", name, "rollout"), variant.rollout
+
+    def _check_rollouts(self) -> Iterator[Objection]:
+        for name in filter(self.learns_online, self.variants):
+            method = build_method(self.variants[name].method)
+            rollout = self.rollout_of(name)
+            if rollout is None:
+                yield (
+                    ("variants", name, "method"),
+                    f"method '{method.config.name}' learns from fresh rollouts, and nothing says "
+                    "which problems are answered.",
+                    "Add a section 'rollout' with 'problems': the stage that has them.",
+                )
+                continue
+            yield from self._check_length_of(name)
+            corrected = method.required().frozen & {Frozen.ROLLOUT_LOGPROB}
+            if rollout.steps_ahead and not corrected:
+                yield (
+                    ("variants", name, "method"),
+                    f"with steps_ahead {rollout.steps_ahead} rollouts are one step old, and "
+                    f"'{method.config.name}' with these settings does not correct for it.",
+                    "Set the method's 'tis: token', or rollout.steps_ahead: 0.",
+                )
+            if corrected and method.temperature != 1:
+                yield (
+                    ("variants", name, "method", "temperature"),
+                    "engines report log-probs at temperature 1, which correct nothing at "
+                    f"{method.temperature}.",
+                    "Set temperature: 1, or use neither 'tis' nor old_policy: rollout.",
+                )
+
+    def _check_length_of(self, variant: str) -> Iterator[Objection]:
+        train = self.variants[variant].train or self.train
+        if train is None:
+            return
+        if train.updates is None:
+            yield (
+                ("variants", variant),
+                "a method with rollouts has no epochs: prompts may be refilled or skipped.",
+                "Set train.updates.",
+            )
+        if self.engine.max_model_len - 1 > train.batch.max_tokens_per_microbatch:
+            yield (
+                ("engine", "max_model_len"),
+                f"a rollout of {self.engine.max_model_len} tokens would not fit into a micro-batch "
+                f"of {train.batch.max_tokens_per_microbatch}.",
+                "Raise train.batch.max_tokens_per_microbatch, or lower engine.max_model_len.",
+            )
 
     def _check_layouts(self) -> Iterator[Objection]:
         layouts: list[tuple[KeyPath, ParallelConfig]] = [
@@ -268,30 +369,31 @@ class RunConfig(Strict):
     def _check_lengths(self) -> Iterator[Objection]:
         from megatron_reason.curation.generate import GenerateConfig
 
-        requests: list[tuple[KeyPath, SamplingConfig]] = [
-            (("curate", index, "sampling", "max_tokens"), stage.sampling)
+        requests: list[tuple[KeyPath, int]] = [
+            (("curate", index, "sampling", "max_tokens"), stage.sampling.max_tokens)
             for index, stage in enumerate(self.curate)
             if isinstance(stage, GenerateConfig)
         ]
         if self.eval is not None:
-            requests.append((("eval", "sampling", "max_tokens"), self.eval.sampling))
+            requests.append((("eval", "sampling", "max_tokens"), self.eval.sampling.max_tokens))
+        requests += [((*path, "max_tokens"), found.max_tokens) for path, found in self._rollouts()]
         longest = self.engine.max_model_len
-        for path, sampling in requests:
-            if sampling.max_tokens >= longest:
+        for path, tokens in requests:
+            if tokens >= longest:
                 yield (
                     path,
-                    f"a response of {sampling.max_tokens} tokens and its prompt do not fit into "
+                    f"a response of {tokens} tokens and its prompt do not fit into "
                     f"engine.max_model_len {longest}.",
-                    f"Lower it, or raise engine.max_model_len above {sampling.max_tokens} by the "
+                    f"Lower it, or raise engine.max_model_len above {tokens} by the "
                     "longest prompt.",
                 )
 
 
-def _filled(variant: object, common: Mapping[str, object]) -> object:
-    own = variant.get("train") if isinstance(variant, Mapping) else None
+def _filled(variant: object, section: str, common: Mapping[str, object]) -> object:
+    own = variant.get(section) if isinstance(variant, Mapping) else None
     if not isinstance(own, Mapping) or not isinstance(variant, Mapping):
         return variant
-    return {**variant, "train": _laid_over(common, own)}
+    return {**variant, section: _laid_over(common, own)}
 
 
 def _laid_over(common: object, own: object) -> object:

@@ -18,7 +18,7 @@ from megatron_reason.pipeline.measure import Subject, measure, problem_sets
 from megatron_reason.pipeline.plan import BASE, PlannedStage, train_name
 from megatron_reason.pipeline.run_config import RunConfig
 from megatron_reason.pipeline.workers import run_on_ranks
-from megatron_reason.training.jobs import EntropyJob, StageJob, TrainJob
+from megatron_reason.training.jobs import EntropyJob, RolloutJob, StageJob, TrainJob
 
 _LOG = get_logger(__name__)
 HUGGINGFACE = "huggingface"
@@ -116,19 +116,33 @@ def _train(planned: PlannedStage, setting: Setting) -> StageResult:
     output = setting.folder_of(planned)
     job = TrainJob(
         model=config.model,
-        model_folder=setting.model_folder,
+        model_folder=setting.weights_of(variant.start or BASE),
         output=output,
         seed=config.run.seed,
         plugins=config.plugins,
         method=variant.method,
         train=config.train_of(planned.variant),
-        table=setting.output_of(variant.table),
+        table=None if variant.table is None else setting.output_of(variant.table),
+        rollout=_rollout(planned.variant, setting),
         template=config.template,
         track=config.track,
     )
     _on_ranks(job, planned.name, setting)
     updates = int((output / _LATEST_CHECKPOINT).read_text(encoding="utf-8"))
     return StageResult(updates, {"updates": updates})
+
+
+def _rollout(variant: str, setting: Setting) -> RolloutJob | None:
+    settings = setting.config.rollout_of(variant)
+    if settings is None:
+        return None
+    monitor = settings.monitor
+    return RolloutJob(
+        settings=settings,
+        problems=setting.output_of(settings.problems),
+        monitored=None if monitor is None else setting.output_of(monitor.table),
+        engine=setting.config.engine,
+    )
 
 
 def _on_ranks(job: TrainJob | StageJob | EntropyJob, name: str, setting: Setting) -> None:

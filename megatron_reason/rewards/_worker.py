@@ -6,6 +6,7 @@ parent has died. Not here: deadlines and replacement (`pool.py`).
 """
 
 import contextlib
+import importlib
 import json
 import resource
 import signal
@@ -18,11 +19,12 @@ from megatron_reason.rewards.base import REWARDS
 _MEMORY_BYTES = 4 << 30
 
 
-def serve(descriptor: int, reward_name: str, suicide_s: int) -> None:
+def serve(descriptor: int, module: str, reward_name: str, suicide_s: int) -> None:
     """Answer requests on a pipe with the reward `reward_name`.
 
     Args:
         descriptor: file descriptor of this end of a duplex pipe.
+        module: module that registers the reward.
         reward_name: which reward to apply.
         suicide_s: seconds after which a stuck answer ends the process, parent or not.
     """
@@ -30,6 +32,7 @@ def serve(descriptor: int, reward_name: str, suicide_s: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The default action of the alarm is to end the process, whatever Python is doing.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    importlib.import_module(module)
     grade = REWARDS.get(reward_name).grade
     with Connection(descriptor) as connection, contextlib.suppress(EOFError, BrokenPipeError):
         connection.send_bytes(b"{}")

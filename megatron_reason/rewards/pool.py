@@ -33,7 +33,7 @@ _BOOTSTRAP = (
     "import sys, json\n"
     "sys.path[:] = json.loads(sys.argv[1])\n"
     "from megatron_reason.rewards._worker import serve\n"
-    "serve(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))\n"
+    "serve(int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))\n"
 )
 _START_TIMEOUT_S = 180.0
 _MAX_FAILED_STARTS = 3
@@ -307,7 +307,10 @@ class AnswerPool:
     def _start(self) -> _Worker:
         ours, theirs = Pipe(duplex=True)
         suicide_s = math.ceil(2 * self.deadline_s) + 1
-        arguments = (json.dumps(sys.path), str(theirs.fileno()), self.reward, str(suicide_s))
+        # A reward from outside of the package is registered when its module is imported.
+        module = self._helpers.grade.__module__
+        path, descriptor = json.dumps(sys.path), str(theirs.fileno())
+        arguments = (path, descriptor, module, self.reward, str(suicide_s))
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", _BOOTSTRAP, *arguments],

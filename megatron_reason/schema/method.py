@@ -127,6 +127,8 @@ class UpdatePlan:
     """Rollouts of each of those prompts."""
     hard_demos: int = 0
     """Demonstrations of prompts that nobody solved, newest first."""
+    refills: bool = False
+    """Whether prompts that contribute nothing are replaced by further ones."""
 
 
 @dataclass(frozen=True)

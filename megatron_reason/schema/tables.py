@@ -73,6 +73,7 @@ SCHEMAS: Mapping[Kind, pa.Schema] = {
     Kind.TOKENS: pa.schema(
         [
             ("sample_id", pa.string()),
+            ("problem_id", pa.string()),
             ("role", pa.string()),
             ("ids", pa.list_(pa.int32())),
             ("num_prompt_tokens", pa.int32()),

@@ -10,9 +10,10 @@ from typing import Any
 
 import polars as pl
 
+from megatron_reason.engine.order import rows_of_update
 from megatron_reason.errors import DataError
 from megatron_reason.schema.batch import Role, TokenizedSample
-from megatron_reason.schema.method import Method
+from megatron_reason.schema.method import Method, UpdatePlan
 from megatron_reason.schema.tables import Kind, read_table
 
 
@@ -35,7 +36,7 @@ class TrainingSet:
             Role(key[0]): rows["row"].to_list()
             for key, rows in frame.group_by("role", maintain_order=True)
         }
-        for role in method.required().roles - pools.keys():
+        for role in method.required().roles - pools.keys() - {Role.ROLLOUT}:
             raise DataError(
                 str(folder),
                 f"method '{method.config.name}' needs sequences of role '{role}'; there are none.",
@@ -90,6 +91,32 @@ class TrainingSet:
                 "Look at num_prompt_tokens in the table, and at the responses 'mix' read.",
             )
         return share
+
+    def demos_by_problem(self) -> dict[str, list[TokenizedSample]]:
+        """Demonstrations of each problem, in the order of the table.
+
+        Raises:
+            DataError: demonstrations that do not say which problem they answer.
+        """
+        rows = self.pools.get(Role.DEMO, [])
+        names = self.frame["problem_id"].gather(rows).to_list()
+        if None in names:
+            raise DataError(
+                "training table",
+                f"{names.count(None)} of {len(names)} demonstrations have no problem_id, so they "
+                "cannot join the rollouts of their problem.",
+                "Make the table with the stage 'mix'.",
+            )
+        found: dict[str, list[TokenizedSample]] = {}
+        for row, name in zip(rows, names, strict=True):
+            found.setdefault(name, []).append(self.sample(row))
+        return found
+
+    def next_samples(
+        self, plan: UpdatePlan, consumed: Mapping[Role, int], seed: int
+    ) -> list[TokenizedSample]:
+        """Stored sequences that the coming update takes, role after role; see `rows_of_update`."""
+        return [self.sample(row) for row in rows_of_update(self.pools, plan, consumed, seed)]
 
     def sample(self, row: int) -> TokenizedSample:
         """Row `row`, ready to be packed."""

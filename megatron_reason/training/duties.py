@@ -12,19 +12,20 @@ from megatron_reason.engine.startup import load_model, make_trainable, parallel_
 from megatron_reason.errors import GenerationError
 from megatron_reason.files import atomic_path, write_json
 from megatron_reason.generation.base import Engine
-from megatron_reason.generation.templates import Template, exported_jinja, load_template
+from megatron_reason.generation.templates import Template, load_template
 from megatron_reason.logs import progress
-from megatron_reason.models.companions import Changes
-from megatron_reason.models.exporter import export_hf
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import Frozen, build_method
 from megatron_reason.schema.records import Finish, Message
 from megatron_reason.schema.tables import Kind, read_table
 from megatron_reason.schema.topology import Topology
+from megatron_reason.training.exporting import exported
 from megatron_reason.training.jobs import EntropyJob, Job, StageJob, TrainJob
 from megatron_reason.training.offline import train
+from megatron_reason.training.online import train_online
 
 ENTROPY_TABLE = "entropy.parquet"
+HUGGINGFACE = "huggingface"
 STAGE_RESULT = "result.json"
 
 
@@ -43,11 +44,13 @@ def _train(job: TrainJob) -> None:
     with parallel_world(job.train.parallel, seed=job.seed) as topology:
         stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
         trainable = make_trainable(stage, job.train.optim, topology, _reference(job, topology))
-        if not train(job, trainable):
-            return
-        template = None if job.template is None else exported_jinja(job.template)
-        changes = Changes(job.model.rope_theta, job.model.context_length, template)
-        export_hf(stage, job.model_folder, job.output / "huggingface", topology, changes)
+        is_done = (
+            train(job, trainable)
+            if job.rollout is None
+            else train_online(job, job.rollout, trainable)
+        )
+        if is_done:
+            exported(job, trainable, job.output / HUGGINGFACE).write()
 
 
 def _reference(job: TrainJob, topology: Topology) -> nn.Module | None:

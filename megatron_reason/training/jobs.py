@@ -13,6 +13,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
 from megatron_reason.config.base import Strict
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
+from megatron_reason.config.rollout import RolloutSection
+from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.config.tracking import TrackingConfig
 from megatron_reason.config.train import TrainConfig
@@ -46,6 +48,19 @@ class _Job(Strict):
     """Modules to import before anything of theirs is looked up."""
 
 
+class RolloutJob(Strict):
+    """What the rollouts of a training need besides its model."""
+
+    settings: RolloutSection
+    """How problems are answered and judged."""
+    problems: Path
+    """Folder of the table of problems."""
+    monitored: Path | None = None
+    """Folder of the table whose held-out problems are answered during training."""
+    engine: EngineConfig
+    """What generates text."""
+
+
 class TrainJob(_Job):
     """Train one model with one method; leaves `output/huggingface`."""
 
@@ -55,8 +70,10 @@ class TrainJob(_Job):
     """What to learn."""
     train: TrainConfig
     """How to spend the updates."""
-    table: Path
-    """Folder of the tokens table."""
+    table: Path | None = None
+    """Folder of the tokens table; None where all that is learnt from is rollouts."""
+    rollout: RolloutJob | None = None
+    """How rollouts are made, for methods that learn from their own."""
     template: TemplateConfig | None = None
     """How its sequences were made, to show and check them; None for sequences from elsewhere."""
     track: TrackingConfig = TrackingConfig()

@@ -112,8 +112,9 @@ def samples() -> list[TokenizedSample]:
 
 
 def reference(
-    learner: Method[Any], folder: Path, base: Path, drawn: list[TokenizedSample]
-) -> tuple[float, dict[str, Tensor]]:
+    learner: Method[Any], folder: Path, base: Path, drawn: list[TokenizedSample],
+    state: TrainState = STATE,
+) -> tuple[float, dict[str, Tensor]]:  # fmt: skip
     """Loss and gradients by Hugging Face's model in float64, one unpadded sequence at a time."""
     from transformers import AutoModelForCausalLM
 
@@ -143,9 +144,9 @@ def reference(
         detached = TokenStats(stats.logprob_T.detach(), stats.entropy_T.detach())
         whole = whole_batch([batch], [detached], drawn, Topology())
         coef_T = torch.zeros_like(stats.logprob_T)
-        coef_T[batch.supervised_N] = learner.coefficients(whole, STATE)
+        coef_T[batch.supervised_N] = learner.coefficients(whole, state)
         batch = replace(batch, coef_T=coef_T)
-    terms = learner.terms(STATE)
+    terms = learner.terms(state)
     counts = global_counts(terms, [batch], Topology(), torch.device("cpu"))
     total, _ = weighted_loss(terms, learner.token_losses(stats, batch), batch, counts)
     total.backward()

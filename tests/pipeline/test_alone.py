@@ -2,7 +2,7 @@ import pytest
 
 from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.pipeline.alone import run_stage_alone, training_job
-from megatron_reason.schema.tables import Kind, read_table
+from megatron_reason.schema.tables import Kind, read_table, write_table
 from tests.curation.stages import sample, write_samples
 from tests.pipeline.runs import settings, variants
 from tools.make_tiny_model import make_tiny_model
@@ -54,10 +54,13 @@ def test_what_does_not_fit_is_refused(tables, tmp_path):
 
 def test_training_job_of_a_variant(tmp_path, smollm2):
     config = variants(settings(tmp_path, smollm2))
-    job = training_job(config, tmp_path, variant="one", output=None)
+    write_table(tmp_path, Kind.TOKENS, [])
+    job = training_job(config, [tmp_path], variant="one", output=None)
     assert (job.method.name, job.output) == ("sft", config.run.folder / "train-one")
     assert (job.model_folder, job.table, job.train.updates) == (smollm2, tmp_path, 3)
     with pytest.raises(ConfigError, match="2 variants"):
-        training_job(config, tmp_path, variant=None, output=None)
+        training_job(config, [tmp_path], variant=None, output=None)
     with pytest.raises(ConfigError, match="Did you mean 'one'"):
-        training_job(config, tmp_path, variant="onne", output=None)
+        training_job(config, [tmp_path], variant="onne", output=None)
+    with pytest.raises(DataError, match=r"neither tokens\.parquet nor problems\.parquet"):
+        training_job(config, [tmp_path / "elsewhere"], variant="one", output=None)

@@ -1,0 +1,183 @@
+"""Rank 0's side of the online loop: engine, graders and prompts, opened and closed together.
+
+Not here: what becomes of an answer (`rollout`), and the updates (`online.py`).
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_reason.config.template import TemplateConfig
+from megatron_reason.errors import ConfigError
+from megatron_reason.generation.base import Engine
+from megatron_reason.generation.open import open_engine
+from megatron_reason.generation.templates import Template, load_template
+from megatron_reason.logs import get_logger
+from megatron_reason.rewards.pool import AnswerPool
+from megatron_reason.rollout.collect import Collector
+from megatron_reason.rollout.prompts import Admission, Prompt, PromptPool
+from megatron_reason.rollout.source import Batch, Position, Source
+from megatron_reason.schema.batch import Role, TokenizedSample
+from megatron_reason.schema.method import Method, TrainState, UpdatePlan, build_method
+from megatron_reason.schema.problems import heldout_problems, train_problems
+from megatron_reason.schema.tables import Quarantine
+from megatron_reason.training.data import TrainingSet
+from megatron_reason.training.jobs import RolloutJob, TrainJob
+from megatron_reason.training.monitor import Monitor
+
+_LOG = get_logger(__name__)
+ROLLOUTS = "rollouts"
+EVALUATIONS = "eval"
+
+
+@dataclass
+class Actor:
+    """Makes batches, now or in the background."""
+
+    source: Source
+    engine: Engine
+    monitor: Monitor | None
+    background: ThreadPoolExecutor
+    _ahead: Future[Batch] | None = None
+
+    def batch(self, position: Position, *, version: int) -> Batch:
+        """The next batch: the one begun ahead, or one made now."""
+        if self._ahead is None:
+            return self.source.next(position, version=version)
+        batch, self._ahead = self._ahead.result(), None
+        return batch
+
+    def go_ahead(self, position: Position, *, version: int) -> None:
+        """Begin the batch at `position` in the background."""
+        self._ahead = self.background.submit(self.source.next, position, version=version)
+
+    def wait(self) -> None:
+        """Until the engine is idle.
+
+        Raises:
+            ReasonError: what the batch in the background could not go on with.
+        """
+        if self._ahead is not None:
+            self._ahead.result()
+
+    def measure(self, update: int) -> dict[str, float]:
+        """What the monitor finds; nothing without one."""
+        return {} if self.monitor is None else self.monitor.measure(update)
+
+
+@contextmanager
+def acting(
+    job: TrainJob, rollout: RolloutJob, *, weights: Path, vocabulary: int
+) -> Iterator[Actor]:
+    """Open engine and graders; tokenise prompts and set those aside that cannot be used.
+
+    Args:
+        job: the training.
+        rollout: how rollouts are made.
+        weights: Hugging Face folder that the engine begins with.
+        vocabulary: embeddings of the model.
+
+    Raises:
+        ReasonError: prompts, demonstrations, engine or graders that cannot be used.
+    """
+    method, settings = build_method(job.method), rollout.settings
+    template = load_template(job.template or TemplateConfig(), job.model_folder)
+    data = _table(job, method, template, vocabulary)
+    joins = joins_demos(method)
+    prompts = _prompts(job, rollout, template, data if joins else None)
+
+    def stored(plan: UpdatePlan, consumed: Mapping[Role, int]) -> list[TokenizedSample]:
+        return [] if data is None else data.next_samples(plan, consumed, job.seed)
+
+    with ExitStack() as stack:
+        log_folder = job.output / "logs"
+        engine = stack.enter_context(
+            closing(open_engine(weights, rollout.engine, dtype=job.model.dtype,
+                                log_folder=log_folder))
+        )  # fmt: skip
+        graders = stack.enter_context(
+            AnswerPool(settings.reward_workers, settings.reward_deadline_s, reward=settings.reward)
+        )
+        graders.warm_up()
+        monitor = stack.enter_context(_monitoring(job, rollout, engine, graders, template))
+        assert job.train.updates is not None, "a run that counts epochs was refused at load"
+        source = Source(
+            method=method,
+            pool=PromptPool(prompts, settings.order, job.seed),
+            collector=Collector(engine, graders, template, settings.prompts_per_call),
+            settings=settings,
+            joins_demos=joins,
+            stored=stored,
+            total=job.train.updates,
+            seed=job.seed,
+            folder=job.output / ROLLOUTS,
+        )
+        background = stack.enter_context(ThreadPoolExecutor(1, "ahead"))
+        yield Actor(source, engine, monitor, background)
+
+
+def joins_demos(method: Method[Any]) -> bool:
+    """Whether each prompt brings a demonstration of its own, rather than an update any of them."""
+    plan = method.plan(TrainState(0, 1))
+    return Role.DEMO in method.required().roles and Role.DEMO not in plan.counts
+
+
+def _table(
+    job: TrainJob, method: Method[Any], template: Template, vocabulary: int
+) -> TrainingSet | None:
+    if not method.required().roles - {Role.ROLLOUT}:
+        return None
+    if job.table is None:
+        raise ConfigError(
+            f"train {job.output.name}",
+            f"method '{method.config.name}' learns from demonstrations, and no table is given.",
+            "Give the variant a 'table' of tokens.",
+        )
+    data = TrainingSet.read(job.table, method)
+    data.check_ids(vocabulary)
+    data.check_template(template.hash)
+    return data
+
+
+def _prompts(
+    job: TrainJob, rollout: RolloutJob, template: Template, data: TrainingSet | None
+) -> list[Prompt]:
+    admission = Admission(
+        template=template,
+        longest_prompt=rollout.engine.max_model_len - rollout.settings.max_tokens,
+        demos=None if data is None else data.demos_by_problem(),
+    )
+    problems = train_problems(rollout.problems)
+    with Quarantine(job.output) as aside:
+        prompts = admission.admit(problems, aside)
+    _LOG.info("%d of %d problems are asked; set aside: %s", len(prompts), len(problems),
+              aside.counts() or "none")  # fmt: skip
+    return prompts
+
+
+@contextmanager
+def _monitoring(
+    job: TrainJob, rollout: RolloutJob, engine: Engine, graders: AnswerPool, template: Template
+) -> Iterator[Monitor | None]:
+    settings = rollout.settings.monitor
+    if settings is None or rollout.monitored is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        if settings.reward != graders.reward:
+            graders = stack.enter_context(
+                AnswerPool(rollout.settings.reward_workers, rollout.settings.reward_deadline_s,
+                           reward=settings.reward)
+            )  # fmt: skip
+        yield Monitor(
+            settings=settings,
+            problems=heldout_problems(rollout.monitored),
+            engine=engine,
+            graders=graders,
+            template=template,
+            max_tokens=rollout.settings.max_tokens,
+            folder=job.output / EVALUATIONS / settings.table,
+        )

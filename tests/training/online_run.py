@@ -1,0 +1,154 @@
+"""Live loops on a tiny random model with the `transformers` engine, for the tests of this folder.
+
+Several runs share one process and one rank: `spawn(run_all, 1, jobs)`.
+"""
+
+import importlib
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_reason.config.model import ModelConfig
+from megatron_reason.config.parallel import ParallelConfig
+from megatron_reason.config.rollout import RolloutSection
+from megatron_reason.config.sampling import EngineConfig
+from megatron_reason.config.template import TemplateConfig
+from megatron_reason.config.tracking import TrackingConfig
+from megatron_reason.config.train import BatchConfig, CheckpointConfig, OptimConfig, TrainConfig
+from megatron_reason.schema.batch import TokenizedSample
+from megatron_reason.schema.method import METHODS
+from megatron_reason.schema.records import Message, Problem
+from megatron_reason.schema.tables import Kind, write_table
+from megatron_reason.training.jobs import RolloutJob, TrainJob
+
+NUM_PROBLEMS = 10
+MAX_TOKENS = 6
+
+
+def make_data(folder: Path) -> None:
+    """A model in `model`, problems in `problems`, demonstrations of all but one in `demos`."""
+    from megatron_reason.generation.templates import load_template
+    from tools.make_tiny_model import make_tiny_model
+
+    model = make_tiny_model("Qwen2ForCausalLM", folder / "model", num_hidden_layers=2,
+                            tie_word_embeddings=True)  # fmt: skip
+    problems = [
+        Problem((Message("user", f"{n}+{n + 1}="),), str(2 * n + 1), "sums",
+                split="heldout" if n >= NUM_PROBLEMS else "train")
+        for n in range(NUM_PROBLEMS + 3)
+    ]  # fmt: skip
+    write_table(folder / "problems", Kind.PROBLEMS, problems)
+    template = load_template(TemplateConfig(), model)
+    rows: list[dict[str, Any]] = []
+    for problem in problems[1:NUM_PROBLEMS]:
+        prompt = template.prompt_ids(problem.messages)
+        response = template.response_ids(f"so {problem.answer}")
+        rows.append(
+            {"sample_id": f"d{problem.answer}", "problem_id": problem.problem_id, "role": "demo",
+             "ids": [*prompt, *response], "num_prompt_tokens": len(prompt),
+             "template_hash": template.hash}
+        )  # fmt: skip
+    import polars as pl
+
+    write_table(folder / "demos", Kind.TOKENS, pl.DataFrame(rows))
+
+
+def make_job(
+    folder: Path, name: str, method: str, settings: Mapping[str, Any], *, updates: int = 3,
+    rollout: Mapping[str, Any] | None = None, parallel: Mapping[str, Any] | None = None,
+    every: int = 100, **changes: Any,
+) -> TrainJob:  # fmt: skip
+    """A short live run, written to `folder/name`."""
+    section = RolloutSection(
+        **{
+            "problems": "problems", "reward": "parity_for_tests", "max_tokens": MAX_TOKENS,
+            "reward_workers": 1, **(rollout or {}),
+        }
+    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "model": ModelConfig(path="tiny", dtype="float32"),
+        "model_folder": folder / "model",
+        "output": folder / name,
+        "seed": 3,
+        "plugins": ("tests.rollout.rewards_for_tests",),
+        "method": METHODS.get(method).config_class(**settings),
+        "train": TrainConfig(
+            updates=updates,
+            batch=BatchConfig(max_tokens_per_microbatch=160),
+            optim=OptimConfig(lr=1e-2, schedule="constant", warmup_fraction=0),
+            parallel=ParallelConfig(**(parallel or {})),
+            checkpoint=CheckpointConfig(every=every),
+        ),
+        "table": folder / "demos",
+        "rollout": RolloutJob(
+            settings=section,
+            problems=folder / "problems",
+            monitored=folder / "problems",
+            engine=EngineConfig(name="transformers", max_model_len=64, max_num_seqs=32),
+        ),
+        "template": TemplateConfig(),
+        "track": TrackingConfig(sinks=()),
+    }
+    return TrainJob(**(fields | changes))
+
+
+def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
+    """Run `jobs` one after the other on these ranks; what one could not go on with is written."""
+    from megatron.core import parallel_state
+
+    from megatron_reason.engine.startup import load_model, make_trainable
+    from megatron_reason.engine.topology import init_topology
+    from megatron_reason.errors import ReasonError
+    from megatron_reason.training import online
+
+    for job in jobs:
+        for module in job.plugins:
+            importlib.import_module(module)
+        job.output.mkdir(parents=True, exist_ok=True)
+        topology = init_topology(job.train.parallel, seed=job.seed)
+        stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
+        trainable = make_trainable(stage, job.train.optim, topology)
+        assert job.rollout is not None
+        original = online.update
+        online.update = _recording(original, job.output)
+        try:
+            online.train_online(job, job.rollout, trainable)
+        except ReasonError as error:
+            (job.output / f"error_{rank}.txt").write_text(str(error), encoding="utf-8")
+        finally:
+            online.update = original
+            parallel_state.destroy_model_parallel()
+    del world_size
+
+
+def _recording(update: Any, output: Path) -> Any:
+    """`update`, which also keeps the batches it was given and what it said of them."""
+
+    def recorded(trainable: Any, method: Any, samples: Any, state: Any, *rest: Any) -> Any:
+        found = update(trainable, method, samples, state, *rest)
+        if trainable.topology.rank == 0:
+            with (output / f"update_{state.update}.pickle").open("wb") as stream:
+                pickle.dump((list(samples), found), stream)
+        return found
+
+    return recorded
+
+
+def metrics(output: Path) -> list[dict[str, float]]:
+    """Lines of `metrics.jsonl`."""
+    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def rollouts(output: Path, step: int) -> list[dict[str, Any]]:
+    """Rows of a step's rollouts."""
+    path = output / "rollouts" / f"step_{step:06d}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def one_update(output: Path, update: int) -> tuple[list[TokenizedSample], dict[str, float]]:
+    """Samples of an update, and its own metrics."""
+    with (output / f"update_{update}.pickle").open("rb") as stream:
+        return pickle.load(stream)

@@ -1,0 +1,308 @@
+"""Every method that learns from rollouts, live on a tiny random model, and what goes wrong."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from megatron_reason.schema.batch import Role, TokenizedSample
+from megatron_reason.schema.method import TrainState, build_method
+from tests.distributed import spawn
+from tests.engine import invariance
+from tests.training import online_run
+from tests.training.online_run import (
+    make_data,
+    make_job,
+    metrics,
+    one_update,
+    rollouts,
+    run_all,
+)
+from tests.training.tiny_run import kill_after, losses, run, start
+
+FEW = {"prompts_per_update": 3, "rollouts_per_prompt": 4}
+METHODS = {
+    "grpo": ("grpo", {"kl_weight": 0.0}, {}),
+    "dapo": ("grpo", {"clip_high": 0.28, "dual_clip": None, "drop_equal_groups": True}, {}),
+    "dr_grpo": ("grpo", {"divide_by_std": False, "mean": "seq_mean_token_sum_norm"}, {}),
+    "gspo": ("grpo", {"ratio": "sequence", "mean": "seq_mean_token_mean"}, {}),
+    "tempered": ("grpo", {"temperature": 0.7}, {}),
+    "srft": ("srft", {}, {}),
+    "lese": ("lese", {"max_reward": 1.0, "max_std": 0.5}, {"order": "table"}),
+    "luffy": ("luffy", {"max_response_length": 8}, {}),
+    "relift": ("relift", {"max_response_length": 8, "burst_size": 2, "rollouts_per_prompt": 2}, {}),
+    "chord_mu": ("chord", {"demos_per_update": 2, "decay_updates": 4}, {}),
+    "chord_phi": (
+        "chord",
+        {"demos_per_update": 2, "peak": 0.1, "valley": 0.1, "decay_updates": 0,
+         "token_weight": "probability_complement"},
+        {},
+    ),
+    "hpt": ("hpt", {"max_response_length": 8, "gate": 1}, {}),
+    "clip_cov": ("cov", {"cov_low": 0.01, "clip_fraction": 0.1}, {"updates_per_step": 2}),
+    "kl_cov": ("cov", {"mode": "kl", "kl_fraction": 0.1}, {"updates_per_step": 2}),
+}  # fmt: skip
+UPDATES = 4
+TWO = {"prompts_per_update": 2, "rollouts_per_prompt": 4}
+SPECIAL = {
+    "ahead": ("grpo", FEW | {"tis": "token"}, {"steps_ahead": 1, "prompts_per_call": 1}),
+    "monitored": ("grpo", FEW, {"monitor": {
+        "table": "sums", "every": 2, "max_problems": 2, "samples_per_prompt": 2,
+        "reward": "parity_for_tests"}}),
+    "single": ("grpo", {"prompts_per_update": 3, "rollouts_per_prompt": 1}, {}),
+    "breaks": ("grpo", FEW, {"reward": "breaks_for_tests"}),
+    "hangs": ("grpo", TWO, {"reward": "hangs_for_tests", "reward_deadline_s": 0.3}),
+    "nan": ("grpo", FEW, {"reward": "nan_for_tests"}),
+    "zero": ("grpo", TWO | {"drop_equal_groups": True},
+             {"reward": "zero_for_tests", "max_empty_steps": 2, "max_refills": 1}),
+    "long": ("grpo", FEW, {"max_tokens": 41}),
+    "too_long": ("grpo", FEW, {"max_tokens": 60}),
+}  # fmt: skip
+"""Runs that are not about a method, each of two updates."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every method's run, all made by one process."""
+    folder = tmp_path_factory.mktemp("live")
+    make_data(folder)
+    jobs = [
+        make_job(folder, name, method, FEW | settings, updates=UPDATES, rollout=rollout)
+        for name, (method, settings, rollout) in METHODS.items()
+    ]
+    jobs += [
+        make_job(folder, name, method, settings, updates=2, rollout=rollout)
+        for name, (method, settings, rollout) in SPECIAL.items()
+    ]
+    spawn(run_all, 1, jobs)
+    return folder
+
+
+def error_of(output: Path) -> str:
+    """What a run could not go on with."""
+    found = output / "error_0.txt"
+    return found.read_text(encoding="utf-8") if found.is_file() else ""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_runs_live_and_its_first_loss_is_that_of_the_recorded_batch(folder: Path, name: str):
+    """The loss of the live update, computed again in float64 by Hugging Face's model."""
+    method, settings, _ = METHODS[name]
+    output = folder / name
+    assert not error_of(output)
+    rows = metrics(output)
+    assert rows[-1]["step"] == UPDATES
+    assert all(math.isfinite(row["train/loss"]) for row in rows)
+    learner = build_method(make_job(folder, name, method, FEW | settings).method)
+    drawn, first = one_update(output, 0)
+    base = folder / "model"
+    loss, _ = invariance.reference(learner, base, base, drawn, TrainState(0, UPDATES, seed=3))
+    assert first["train/loss"] == pytest.approx(loss, abs=2e-6, rel=2e-6)
+    # The log-probs of the statistics pass are those of the update, to the last bit.
+    assert first.get("policy/ppo_kl", 0.0) == 0.0
+
+
+def test_metrics_have_the_names_users_know(folder: Path):
+    wanted = {
+        "train/loss", "train/pg", "train/entropy_rollout", "train/grad_norm", "train/lr",
+        "train/nonfinite_skipped", "policy/ppo_kl", "policy/clipfrac_low", "policy/clipfrac_high",
+        "mismatch/logprob_abs_diff", "reward/mean", "reward/status_timeout", "groups/all_correct",
+        "groups/all_wrong", "groups/mixed", "response_length/mean", "response_length/truncated",
+        "perf/tokens_per_s", "time/step", "time/rollout", "time/grade", "time/prepass",
+        "time/train", "time/sync", "progress/samples", "progress/tokens",
+    }  # fmt: skip
+    rows = metrics(folder / "grpo")
+    assert all(wanted <= row.keys() for row in rows)
+    assert [row["progress/prompts"] for row in rows] == [3, 6, 9, 12]
+    # Engine and trainer run the same float32 weights.
+    assert all(row["mismatch/logprob_abs_diff"] < 1e-5 for row in rows)
+    # Two updates a step: the second is no longer that of the policy which answered.
+    assert one_update(folder / "kl_cov", 1)[1]["train/loss"] != pytest.approx(0.0, abs=1e-9)
+
+
+def test_rollouts_can_be_read(folder: Path):
+    for step, row in enumerate(metrics(folder / "grpo"), start=1):
+        found = rollouts(folder / "grpo", step)
+        assert len(found) == 12
+        assert sum(r["reward"] for r in found) / 12 == pytest.approx(row["reward/mean"])
+        assert {r["policy_version"] for r in found} == {step - 1}
+        assert all(r["response"] and r["problem"].endswith("=") for r in found)
+    drawn = one_update(folder / "grpo", 0)[0]
+    assert [s.advantage for s in drawn] == [r["advantage"] for r in rollouts(folder / "grpo", 1)]
+
+
+def test_dapo_refills_what_it_drops(folder: Path):
+    rows = metrics(folder / "dapo")
+    for update in range(UPDATES):
+        rewards = Counter[str]()
+        drawn = one_update(folder / "dapo", update)[0]
+        for sample in drawn:
+            rewards[sample.group] += sample.is_correct
+        assert all(0 < solved < 4 for solved in rewards.values())
+    for row in rows:
+        answered = row["progress/prompts"]
+        assert answered >= 3 * row["step"]
+    dropped = sum(row["groups/dropped"] > 0 for row in rows)
+    assert dropped
+    assert dropped == sum(row["groups/refills"] > 0 for row in rows)
+
+
+def test_demonstrations_join_their_own_prompts(folder: Path):
+    for name, kept in (("srft", 3), ("luffy", 3), ("chord_mu", 2)):
+        drawn = one_update(folder / name, 0)[0]
+        demos = [sample for sample in drawn if sample.role == Role.DEMO]
+        assert len(demos) == kept, name
+        if name != "chord_mu":
+            for demo in demos:
+                own = [s for s in drawn if s.group == demo.group and s.role == Role.ROLLOUT]
+                prompts = {s.ids[: s.num_prompt_tokens] for s in own}
+                assert len(own) == 4
+                assert prompts == {demo.ids[: demo.num_prompt_tokens]}
+    # The problem without one is not asked by methods that join, and is counted.
+    aside = pl.read_parquet(folder / "srft/quarantine.parquet")
+    assert aside["reason"].to_list() == ["no demonstration"]
+    assert not (folder / "chord_mu/quarantine.parquet").exists()
+
+
+def test_hpt_imitates_where_too_few_are_solved(folder: Path):
+    kinds = set()
+    for update in range(UPDATES):
+        groups: dict[str, list[TokenizedSample]] = {}
+        for sample in one_update(folder / "hpt", update)[0]:
+            groups.setdefault(sample.group, []).append(sample)
+        for members in groups.values():
+            roles = {member.role for member in members}
+            assert len(roles) == 1
+            kinds |= roles
+            if Role.ROLLOUT in roles:
+                assert sum(member.is_correct for member in members) > 1
+    assert kinds == {Role.DEMO, Role.ROLLOUT}
+
+
+def test_lese_keeps_the_order_of_the_table(folder: Path):
+    asked = [row["problem"] for step in (1, 2) for row in rollouts(folder / "lese", step)]
+    assert list(dict.fromkeys(asked)) == [f"{n}+{n + 1}=" for n in range(1, 7)]
+
+
+def test_relift_bursts_on_what_nobody_solved(folder: Path):
+    waiting = 0
+    bursts = 0
+    for update, row in enumerate(metrics(folder / "relift")):
+        drawn = one_update(folder / "relift", update)[0]
+        if waiting >= 2:
+            assert [s.role for s in drawn] == [Role.DEMO] * 2
+            assert row["groups/burst_demos"] == 2
+            bursts += 1
+        waiting = row["pool/hard"]
+    assert bursts
+
+
+def test_one_step_ahead_learns_from_weights_one_step_old_and_corrects(folder: Path):
+    rows = metrics(folder / "ahead")
+    assert [row["rollout/staleness"] for row in rows] == [0, 1]
+    assert [rollouts(folder / "ahead", s)[0]["policy_version"] for s in (1, 2)] == [0, 0]
+    first, second = (one_update(folder / "ahead", update)[0] for update in (0, 1))
+    # The first is on-policy; the second was drawn before the first update.
+    assert max(_gaps(first)) < 1e-5
+    assert max(_gaps(second)) > 1e-3
+    # What is drawn ahead is what would have been drawn, had the weights not changed.
+    assert [s.ids[: s.num_prompt_tokens] for s in second] == [
+        s.ids[: s.num_prompt_tokens] for s in one_update(folder / "grpo", 1)[0]
+    ]
+
+
+def _gaps(samples: list[TokenizedSample]) -> list[float]:
+    return [
+        abs(own - engine)
+        for s in samples
+        for own, engine in zip(s.old_logprobs or (), s.rollout_logprobs or (), strict=True)
+    ]
+
+
+def test_the_same_engine_measures_heldout_problems(folder: Path):
+    rows = metrics(folder / "monitored")
+    assert [row["step"] for row in rows if "eval/sums/avg@2" in row] == [0, 2]
+    answered = pl.read_parquet(folder / "monitored/eval/sums/step_000002/generations.parquet")
+    assert len(answered) == 4
+    assert rows[-1]["eval/sums/avg@2"] == pytest.approx(answered["score"].mean())
+    assert set(answered["problem"].str.slice(-6)) <= {"10+11=", "11+12="}
+    # Measuring changes nothing of the training.
+    assert rows[1]["train/grad_norm"] == metrics(folder / "grpo")[0]["train/grad_norm"]
+
+
+def test_a_group_of_one_member_is_reinforced_by_its_reward(folder: Path):
+    assert not error_of(folder / "single")
+    for update in range(2):
+        drawn = one_update(folder / "single", update)[0]
+        assert [s.advantage for s in drawn] == [float(s.is_correct) for s in drawn]
+
+
+@pytest.mark.parametrize(("name", "status"), [("breaks", "crash"), ("hangs", "timeout")])
+def test_answers_that_cannot_be_checked_are_neither_right_nor_wrong(
+    folder: Path, name: str, status: str
+):
+    output = folder / name
+    assert not error_of(output)
+    unchecked = 0
+    for step, row in enumerate(metrics(output), start=1):
+        found = rollouts(output, step)
+        without = [r for r in found if r["status"] == status]
+        unchecked += len(without)
+        assert row[f"reward/status_{status}"] == pytest.approx(len(without) / len(found))
+        assert all(r["advantage"] is None for r in without)
+        assert len(one_update(output, step - 1)[0]) <= len(found) - len(without)
+    assert unchecked
+
+
+def test_a_reward_that_is_no_number_stops_the_run(folder: Path):
+    assert "RewardError" in error_of(folder / "nan")
+    assert "it gave nan for an answer to problem" in error_of(folder / "nan")
+
+
+def test_steps_without_anything_to_learn_from_are_bounded(folder: Path):
+    error = error_of(folder / "zero")
+    assert "in 2 steps in a row no prompt gave anything to learn from" in error
+    rows = metrics(folder / "zero")
+    # The first such step makes no update, and says so; refills are bounded.
+    assert "train/loss" not in rows[0]
+    assert (rows[0]["groups/dropped"], rows[0]["groups/refills"]) == (1.0, 1.0)
+    assert rows[0]["progress/prompts"] == 4
+
+
+def test_prompts_that_leave_no_room_are_set_aside(folder: Path):
+    aside = pl.read_parquet(folder / "long/quarantine.parquet")
+    # 64 positions hold 41 new tokens and the prompt of a one-digit sum, of 22 or 23 tokens.
+    assert set(aside["reason"]) == {"prompt too long"}
+    assert 0 < len(aside) < online_run.NUM_PROBLEMS
+    assert not error_of(folder / "long")
+    assert "none of 10 problems can be learnt from" in error_of(folder / "too_long")
+
+
+def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path):
+    """Rollouts and losses, with prompts waiting in the pool, over two pipeline stages."""
+    make_data(tmp_path)
+    settings = {
+        "prompts_per_update": 2, "rollouts_per_prompt": 2, "max_response_length": 8,
+        "burst_size": 3,
+    }  # fmt: skip
+    stages = {"pipeline_model_parallel_size": 2}
+    whole, broken = (
+        make_job(tmp_path, name, "relift", settings, updates=24, parallel=stages, every=5)
+        for name in ("whole", "broken")
+    )
+    spawn(run_all, 2, [whole])
+    broken.output.mkdir()
+    file = broken.output / "job.json"
+    file.write_text(broken.model_dump_json(), encoding="utf-8")
+    kill_after(broken.output, start(file), 13)
+    assert "resumed from iter_" in run(file)
+    assert losses(broken.output) == losses(whole.output)
+    assert len(losses(whole.output)) == 24
+    for path in sorted((whole.output / "rollouts").iterdir()):
+        twin = broken.output / "rollouts" / path.name
+        assert twin.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+    for left, right in zip(metrics(whole.output), metrics(broken.output), strict=True):
+        assert left["pool/hard"] == right["pool/hard"]
+    assert any("groups/burst_demos" in row for row in metrics(whole.output))
