@@ -23,10 +23,11 @@ def measure(rank: int, _world_size: int, layout: tuple[int, int, int], folder: s
     model, base = Path(folder, "model"), Path(folder, "base")
     world = invariance.World.open(layout, model, base)
     drawn = invariance.samples()
+    exact = invariance.Reference.open(model, base)
     errors: dict[str, float] = {}
     for name in invariance.METHODS:
         learner = invariance.method(name)
-        _, expected = invariance.reference(learner, model, base, drawn)
+        _, expected = exact.measure(learner, drawn)
         for batch in invariance.BATCHES.values():
             measured = world.measure(learner, batch, drawn, Path(folder, "scratch"))
             if measured is None:

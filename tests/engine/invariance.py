@@ -111,47 +111,68 @@ def samples() -> list[TokenizedSample]:
     return drawn
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Hugging Face's model in float64, and the frozen one beside it."""
+
+    model: Any
+    frozen: Any
+
+    @classmethod
+    def open(cls, folder: Path, base: Path) -> "Reference":
+        """Models of the two folders."""
+        from transformers import AutoModelForCausalLM
+
+        # Its faster way with experts knows no float64.
+        exact: dict[str, Any] = {"dtype": torch.float64, "experts_implementation": "eager"}
+        load = AutoModelForCausalLM.from_pretrained
+        return cls(load(folder, **exact), load(base, **exact))
+
+    def measure(
+        self, learner: Method[Any], drawn: list[TokenizedSample], state: TrainState = STATE
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Loss and gradients, one unpadded sequence at a time."""
+        from megatron_reason.engine.aggregation import global_counts, weighted_loss
+        from megatron_reason.engine.frozen import whole_batch
+        from megatron_reason.engine.packing import pack
+
+        batch = pack(drawn)
+
+        def logits(of: Any) -> Tensor:
+            ids = [torch.tensor(sample.ids[:-1]) for sample in drawn]
+            return torch.cat([of(row[None]).logits[0] for row in ids])
+
+        self.model.zero_grad()
+        with torch.no_grad():
+            ref_logits = logits(self.frozen)
+            ref = token_stats_from_logits(
+                ref_logits, batch.target_T, temperature=learner.temperature
+            )
+        stats = token_stats_from_logits(
+            logits(self.model), batch.target_T, temperature=learner.temperature,
+            backend="reference", reference_logits=ref_logits,
+        )  # fmt: skip
+        batch = replace(batch, ref_logprob_T=ref.logprob_T)
+        if Frozen.COEFFICIENTS in learner.required().frozen:
+            detached = TokenStats(stats.logprob_T.detach(), stats.entropy_T.detach())
+            whole = whole_batch([batch], [detached], drawn, Topology())
+            coef_T = torch.zeros_like(stats.logprob_T)
+            coef_T[batch.supervised_N] = learner.coefficients(whole, state)
+            batch = replace(batch, coef_T=coef_T)
+        terms = learner.terms(state)
+        counts = global_counts(terms, [batch], Topology(), torch.device("cpu"))
+        total, _ = weighted_loss(terms, learner.token_losses(stats, batch), batch, counts)
+        total.backward()
+        found = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        return total.item(), {name: gradient.clone() for name, gradient in found.items()}
+
+
 def reference(
     learner: Method[Any], folder: Path, base: Path, drawn: list[TokenizedSample],
     state: TrainState = STATE,
 ) -> tuple[float, dict[str, Tensor]]:  # fmt: skip
-    """Loss and gradients by Hugging Face's model in float64, one unpadded sequence at a time."""
-    from transformers import AutoModelForCausalLM
-
-    from megatron_reason.engine.aggregation import global_counts, weighted_loss
-    from megatron_reason.engine.frozen import whole_batch
-    from megatron_reason.engine.packing import pack
-
-    batch = pack(drawn)
-    # Its faster way with experts knows no float64.
-    exact: dict[str, Any] = {"dtype": torch.float64, "experts_implementation": "eager"}
-    model = AutoModelForCausalLM.from_pretrained(folder, **exact)
-    frozen = AutoModelForCausalLM.from_pretrained(base, **exact)
-
-    def logits(of: Any) -> Tensor:
-        ids = [torch.tensor(sample.ids[:-1]) for sample in drawn]
-        return torch.cat([of(row[None]).logits[0] for row in ids])
-
-    with torch.no_grad():
-        ref_logits = logits(frozen)
-        ref = token_stats_from_logits(ref_logits, batch.target_T, temperature=learner.temperature)
-    stats = token_stats_from_logits(
-        logits(model), batch.target_T, temperature=learner.temperature, backend="reference",
-        reference_logits=ref_logits,
-    )  # fmt: skip
-    batch = replace(batch, ref_logprob_T=ref.logprob_T)
-    if Frozen.COEFFICIENTS in learner.required().frozen:
-        detached = TokenStats(stats.logprob_T.detach(), stats.entropy_T.detach())
-        whole = whole_batch([batch], [detached], drawn, Topology())
-        coef_T = torch.zeros_like(stats.logprob_T)
-        coef_T[batch.supervised_N] = learner.coefficients(whole, state)
-        batch = replace(batch, coef_T=coef_T)
-    terms = learner.terms(state)
-    counts = global_counts(terms, [batch], Topology(), torch.device("cpu"))
-    total, _ = weighted_loss(terms, learner.token_losses(stats, batch), batch, counts)
-    total.backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return total.item(), gradients
+    """`Reference.measure` of one method."""
+    return Reference.open(folder, base).measure(learner, drawn, state)
 
 
 @dataclass(frozen=True)

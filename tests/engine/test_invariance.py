@@ -13,21 +13,39 @@ from tests.engine import invariance
 TOLERANCE = 1e-5
 
 
-def compare(rank: int, world_size: int, layout: tuple[int, int, int], folder: str) -> None:
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """By whether the embeddings are tied: two models, and what every method makes of them."""
+    found: dict[bool, Path] = {}
+    for tied in (True, False):
+        folder = found[tied] = tmp_path_factory.mktemp("tied" if tied else "untied")
+        model = invariance.make_model(folder / "model", tied=tied)
+        base = invariance.make_model(folder / "base", tied=tied, seed=4)
+        exact = invariance.Reference.open(model, base)
+        references = {
+            name: exact.measure(invariance.method(name), invariance.samples())
+            for name in invariance.METHODS
+        }
+        torch.save(references, folder / "references.pt")
+    return found
+
+
+def compare(
+    rank: int, world_size: int, layout: tuple[int, int, int], folder: str, scratch: Path
+) -> None:
     model, base = Path(folder, "model"), Path(folder, "base")
     world = invariance.World.open(layout, model, base)
     drawn = invariance.samples()
+    references = torch.load(Path(folder, "references.pt"))
     for name in invariance.METHODS:
         learner = invariance.method(name)
-        expected_loss, expected = 0.0, dict[str, torch.Tensor]()
-        if rank == 0:  # the only one that gets something to compare
-            expected_loss, expected = invariance.reference(learner, model, base, drawn)
+        expected_loss, expected = references[name]
         for mode, batch in invariance.BATCHES.items():
             # Another order of the samples comes with another micro-batch.
             order = drawn if mode == "packed" else drawn[::-1]
             if name == "Clip-Cov":
                 order = drawn  # its random choice is over tokens in the order of the samples
-            measured = world.measure(learner, batch, order, Path(folder, "scratch"))
+            measured = world.measure(learner, batch, order, scratch)
             if measured is None:
                 continue
             loss, gradients = measured
@@ -41,11 +59,10 @@ def compare(rank: int, world_size: int, layout: tuple[int, int, int], folder: st
 
 @pytest.mark.parametrize("layout", invariance.LAYOUTS, ids=lambda x: "tp{}-pp{}-dp{}".format(*x))
 def test_every_method_equals_hugging_face_in_float64(
-    layout: tuple[int, int, int], tmp_path: Path
+    layout: tuple[int, int, int], folders: dict[bool, Path], tmp_path: Path
 ) -> None:
-    invariance.make_model(tmp_path / "model", tied=layout[0] == layout[1])
-    invariance.make_model(tmp_path / "base", tied=layout[0] == layout[1], seed=4)
-    spawn(compare, layout[0] * layout[1] * layout[2], layout, str(tmp_path))
+    folder = str(folders[layout[0] == layout[1]])
+    spawn(compare, layout[0] * layout[1] * layout[2], layout, folder, tmp_path / "scratch")
 
 
 def test_every_method_is_in_the_table() -> None:
