@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from megatron_reason.config.base import Strict
+from megatron_reason.config.sync import SyncConfig
 
 
 class MonitorConfig(Strict):
@@ -55,5 +56,7 @@ class RolloutSection(Strict):
     refill."""
     max_empty_steps: int = Field(default=10, ge=1)
     """Steps in a row without anything to learn from after which the run stops."""
+    sync: SyncConfig = SyncConfig()
+    """How weights reach the engine."""
     monitor: MonitorConfig | None = None
     """What is measured during training; None measures nothing."""

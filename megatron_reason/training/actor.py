@@ -94,9 +94,10 @@ def acting(
 
     with ExitStack() as stack:
         log_folder = job.output / "logs"
+        # The log-probs of what was sampled from, which the trainer's are compared with.
+        told = rollout.engine.model_copy(update={"logprobs": "sampler"})
         engine = stack.enter_context(
-            closing(open_engine(weights, rollout.engine, dtype=job.model.dtype,
-                                log_folder=log_folder))
+            closing(open_engine(weights, told, dtype=job.model.dtype, log_folder=log_folder))
         )  # fmt: skip
         graders = stack.enter_context(
             AnswerPool(settings.reward_workers, settings.reward_deadline_s, reward=settings.reward)

@@ -3,13 +3,35 @@
 Not here: how a folder is written (`models/exporter.py`).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+
+from torch import nn
 
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.generation.templates import exported_jinja
 from megatron_reason.models.companions import Changes
-from megatron_reason.rollout.push import Exported
+from megatron_reason.models.exporter import export_hf
+from megatron_reason.schema.topology import Topology
 from megatron_reason.training.jobs import TrainJob
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model and the folder in which others find it."""
+
+    stage: nn.Module
+    """This rank's pipeline stage."""
+    source: Path
+    """Folder the model was imported from."""
+    folder: Path
+    """Folder that is written."""
+    topology: Topology
+    changes: Changes
+
+    def write(self) -> None:
+        """Write the present weights; all ranks call it."""
+        export_hf(self.stage, self.source, self.folder, self.topology, self.changes)
 
 
 def exported(job: TrainJob, trainable: Trainable, folder: Path) -> Exported:

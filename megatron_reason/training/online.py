@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
@@ -22,9 +23,10 @@ from megatron_reason.engine.startup import Trainable
 from megatron_reason.engine.update import update
 from megatron_reason.errors import DataError, ReasonError
 from megatron_reason.models.build import vocab_size
+from megatron_reason.rollout.mismatch import mismatch
 from megatron_reason.rollout.pools import HardPool
-from megatron_reason.rollout.push import FolderPush, Pusher
 from megatron_reason.rollout.source import Batch, Position
+from megatron_reason.rollout.weight_sync import WeightSync
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import Method, TrainState, build_method
 from megatron_reason.schema.metrics import StepMetrics, as_counts
@@ -68,7 +70,13 @@ def train_online(job: TrainJob, rollout: RolloutJob, trainable: Trainable) -> bo
             rollout=rollout,
             trainable=trainable,
             method=build_method(job.method),
-            pusher=FolderPush(weights, None if actor is None else actor.engine),
+            sync=WeightSync(
+                trainable.model.module,
+                weights.folder,
+                topology=trainable.topology,
+                engine=None if actor is None else actor.engine,
+                config=rollout.settings.sync,
+            ),
             actor=actor,
             tell=tell,
         )
@@ -123,27 +131,28 @@ class Online:
     rollout: RolloutJob
     trainable: Trainable
     method: Method[Any]
-    pusher: Pusher
+    sync: WeightSync
     actor: Actor | None
     """On rank 0; None elsewhere."""
     tell: Announcer
 
     def open(self, state: Progress) -> Mapping[str, float]:
-        """What the monitor says of the model before its first update."""
+        """Prove that engine and trainer agree; what the monitor says before the first update."""
+        self.sync.push(state.update)
         return self._measured(state.update) if state.update == 0 else {}
 
     def step(self, state: Progress, guard: NonFiniteGuard) -> tuple[Progress, dict[str, float]]:
         """One batch of rollouts and the updates made from it."""
         started = time.perf_counter()
         actor = self._actor
-        batch = self.tell(lambda: actor().batch(_position(state), version=state.update))
+        batch = self._made(lambda: actor().batch(_position(state), version=state.update))
         received = time.perf_counter()
         is_ahead = bool(self.rollout.settings.steps_ahead)
         goes_on = batch.after.update < self._total
         if is_ahead and goes_on and self.actor is not None:
             self.actor.go_ahead(batch.after, version=state.update)
         updates, prepass_s = self._with_logprobs(batch)
-        metrics = self._compared(updates)
+        metrics = StepMetrics()
         for index, samples in enumerate(updates):
             metrics.merge(as_counts(self._update(state, index, samples, guard)))
         trained = time.perf_counter()
@@ -151,8 +160,8 @@ class Online:
             # From here on the engine is idle, and may take other weights.
             self.tell(lambda: actor().wait())
         waited = time.perf_counter()
-        report = self.pusher.push(batch.after.update)
-        values = metrics.means() | batch.metrics.means()
+        report = self.sync.push(batch.after.update)
+        values = metrics.means() | batch.metrics.means() | logprob_gap(updates) | report.metrics()
         after = self._advanced(state, batch, updates)
         monitor = self.rollout.settings.monitor
         if monitor is not None and is_due(monitor.every, state.update, after.update):
@@ -162,7 +171,6 @@ class Online:
             "time/prepass": prepass_s,
             "time/train": trained - received - prepass_s,
             "time/wait": received - started + waited - trained,
-            "time/sync": report.seconds,
             "time/step": time.perf_counter() - started,
             "progress/tokens": float(after.tokens),
             "progress/samples": float(after.samples),
@@ -183,8 +191,16 @@ class Online:
         if self.rollout.settings.monitor is None:
             return {}
         started = time.perf_counter()
-        found = self.tell(lambda: self._actor().measure(after))
+        found = self._made(lambda: self._actor().measure(after))
         return found | {"time/eval": time.perf_counter() - started}
+
+    def _made(self, find: Callable[[], T]) -> T:
+        """What `find` has the engine make on rank 0, on every rank.
+
+        An engine that dies meanwhile is started again and gets the weights of the last push.
+        """
+        found = self.sync.run(lambda _: find())
+        return self.tell(lambda: cast(T, found))
 
     def _with_logprobs(self, batch: Batch) -> tuple[list[list[TokenizedSample]], float]:
         """The updates, their rollouts with log-probs of the policy that is about to be changed."""
@@ -205,13 +221,6 @@ class Online:
                 ]
             )
         return filled, time.perf_counter() - started
-
-    def _compared(self, updates: Sequence[Sequence[TokenizedSample]]) -> StepMetrics:
-        """How far the engine's log-probs are from the trainer's."""
-        if self.method.temperature != 1:
-            # The engine reports log-probs at temperature 1.
-            return StepMetrics()
-        return logprob_gap([sample for samples in updates for sample in samples])
 
     def _update(
         self, state: Progress, index: int, samples: Sequence[TokenizedSample],
@@ -255,16 +264,21 @@ class Online:
         )
 
 
-def logprob_gap(samples: Sequence[TokenizedSample]) -> StepMetrics:
-    """Mean absolute difference of the engine's and the trainer's log-probs, nats per token."""
-    metrics = StepMetrics()
-    for sample in samples:
-        if sample.old_logprobs is None or sample.rollout_logprobs is None:
-            continue
-        pairs = zip(sample.old_logprobs, sample.rollout_logprobs, strict=True)
-        gap = sum(abs(own - engine) for own, engine in pairs)
-        metrics.add("mismatch/logprob_abs_diff", gap, len(sample.old_logprobs))
-    return metrics
+def logprob_gap(updates: Sequence[Sequence[TokenizedSample]]) -> dict[str, float]:
+    """How far the engine's log-probs are from the trainer's; nothing without rollouts."""
+    pairs = [
+        (sample.old_logprobs, sample.rollout_logprobs)
+        for samples in updates
+        for sample in samples
+        if sample.old_logprobs is not None and sample.rollout_logprobs is not None
+    ]
+    if not pairs:
+        return {}
+    trainer_T, engine_T = (
+        torch.tensor([value for side in sides for value in side])
+        for sides in zip(*pairs, strict=True)
+    )
+    return mismatch(trainer_T, engine_T).metrics()
 
 
 def _position(state: Progress) -> Position:
