@@ -137,7 +137,8 @@ def race(model: Path, kind: str, bucket_mb: int, rounds: int) -> dict[str, Any]:
                 stage, model, topology=topology, engine=engine,
                 config=SyncConfig(bucket_mb=bucket_mb),
             )  # fmt: skip
-            size = sync.push(0).num_bytes
+            first = sync.push(0)
+            size = first.num_bytes
             source, target = torch.ones(2, size, dtype=torch.uint8)
             handover = Handover(size)
             found: list[Round] = []
@@ -155,7 +156,7 @@ def race(model: Path, kind: str, bucket_mb: int, rounds: int) -> dict[str, Any]:
                     )
                 )  # fmt: skip
             handover.close()
-    return {"engine": kind, "bytes": size, "buckets": report.num_buckets,
+    return {"engine": kind, "bytes": size, "buckets": first.num_buckets,
             "rounds": [asdict(one) for one in found]}  # fmt: skip
 
 
