@@ -182,7 +182,7 @@ def deaths(rank: int, world_size: int, root: str) -> None:
 
 
 def test_killed_engine_gets_the_weights_of_all_ranks_back(tmp_path: Path) -> None:
-    """In a sync, in its probe, before a request, in one, too often; a small process is the engine."""
+    """In a sync, in its probe, before a request, in one, too often; with a small process."""
     pair(tmp_path, "Qwen2ForCausalLM-tied")
     (tmp_path / "small_engine.py").write_text(ENTRY)
     spawn(deaths, 2, str(tmp_path))
