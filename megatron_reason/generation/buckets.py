@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _ALIGNMENT = 64
-_WORD = 8
 _WORDS_PER_ROW = 1024
+_ROW_BYTES = 8 * _WORDS_PER_ROW
 _ROWS_PER_PART = 128
 
 
@@ -51,25 +52,20 @@ def described(name: str, tensor: Tensor) -> tuple[Entry, Tensor]:
 def checksum(tensor: Tensor) -> int:
     """CRC of the sums, modulo 2**64, over rows and columns of the bytes as a table of words.
 
-    Nearly as fast as reading memory, on any device; a changed, lost or displaced word changes a
-    row's or a column's sum.
+    Nearly as fast as reading memory; a changed, lost or displaced word changes a row's or a
+    column's sum.
     """
-    bytes_ = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    if bytes_.data_ptr() % _WORD:
-        bytes_ = bytes_.clone()
-    row = _WORD * _WORDS_PER_ROW
-    end = bytes_.numel() // row * row
-    table = bytes_[:end].view(torch.int64).view(-1, _WORDS_PER_ROW)
-    columns = table.new_zeros(_WORDS_PER_ROW)
-    rows = [columns[:0]]
-    # The second sum finds what the first has brought into the cache.
-    for part in table.split(_ROWS_PER_PART):
-        rows.append(part.sum(1))
-        columns += part.sum(0)
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
+    end = flat.size // _ROW_BYTES * _ROW_BYTES
+    table = flat[:end].view(np.int64).reshape(-1, _WORDS_PER_ROW)
+    columns = np.zeros(_WORDS_PER_ROW, np.int64)
     code = 0
-    for part in (torch.cat(rows), columns, bytes_[end:]):
-        code = zlib.crc32(part.cpu().numpy().tobytes(), code)
-    return code
+    # The second sum finds what the first has brought into the cache.
+    for begin in range(0, len(table), _ROWS_PER_PART):
+        part = table[begin : begin + _ROWS_PER_PART]
+        code = zlib.crc32(part.sum(1), code)
+        columns += part.sum(0)
+    return zlib.crc32(flat[end:], zlib.crc32(columns, code))
 
 
 def size_of(entries: Sequence[Entry]) -> int:

@@ -90,7 +90,8 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, BucketInfo]):
                     "in the trainer's.",
                     "Report this; the transport is broken.",
                 )
-        self.model.load_weights(
+        model: Any = self.model
+        model.load_weights(
             [(entry.name, tensor.to(self.device)) for entry, tensor in tensors.items()]
         )
         self._keep_pending(memory)

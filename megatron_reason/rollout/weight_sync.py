@@ -71,9 +71,18 @@ class SyncReport:
 
 
 class _Order(StrEnum):
+    """What rank 0 tells those that stand by."""
+
     PUSH = "push"
-    AGAIN = "again"
     DONE = "done"
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    seconds: float
+    probe_seconds: float
+    probe_difference: float
+    probe_largest: float
 
 
 class WeightSync:
@@ -112,12 +121,15 @@ class WeightSync:
         if topology.world_size > 1:
             # Orders are waited for as long as rank 0 generates: not on NCCL, and with patience.
             patience = timedelta(seconds=self._config.standby_timeout_s)
-            self._group = dist.new_group(backend="gloo", timeout=patience)
+            group: Any = dist.new_group(backend="gloo", timeout=patience)
+            self._group = group
         with open_checkpoint(hf_folder) as source:
             self._stream = TensorStream(bare(stage), source, topology)
         self._plan = _plan(self._stream.tensors, self._config.bucket_mb * _MIB)
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._agreed(lambda engine: _check_vocabulary(engine, hf_folder))
+        refusal = _unlike(engine, hf_folder) if engine is not None else None
+        if (refusal := self._shared(refusal)) is not None:
+            raise refusal
 
     def push(self, version: int) -> SyncReport:
         """Make the engine answer with the model's present weights, and check that it does.
@@ -126,29 +138,27 @@ class WeightSync:
             version: what completions are stamped with from now on.
 
         Returns:
-            The same report on every rank.
+            What rank 0 measured, on every rank.
 
         Raises:
             GenerationError: the engine died too often, or refused the tensors; or its log-probs of
                 the probe differ from the trainer's.
         """
         started_s = time.monotonic()
-        while self._transfer(version) is _Order.AGAIN:
-            _LOG.info("the weights are pushed again")
-        moved_s = time.monotonic()
         trainer_N = self._trainer_logprobs()
-        gaps = self._agreed(lambda engine: self._probe_gaps(engine, trainer_N))
+        trainer_s = time.monotonic() - started_s
+        while (arrival := self._attempt(version, trainer_N)) is None:
+            _LOG.info("the weights are pushed again")
         self._version = version
-        report = SyncReport(
+        return SyncReport(
             version=version,
             num_bytes=sum(stored.nbytes for stored in self._stream.tensors.values()),
             num_buckets=len(self._plan),
-            seconds=moved_s - started_s,
-            probe_seconds=time.monotonic() - moved_s,
-            probe_difference=gaps[0],
-            probe_largest=gaps[1],
+            seconds=arrival.seconds,
+            probe_seconds=trainer_s + arrival.probe_seconds,
+            probe_difference=arrival.probe_difference,
+            probe_largest=arrival.probe_largest,
         )
-        return self._shared(report)
 
     def run(self, action: Callable[[Engine], T]) -> T | None:
         """Do something with the engine on rank 0, while all ranks stand by to push weights again.
@@ -191,26 +201,58 @@ class WeightSync:
         assert self._version is not None, "an engine that never got weights asks for them again"
         self.push(self._version)
 
-    def _transfer(self, version: int) -> _Order:
-        """Send everything once; whether it arrived, or the engine died and has to get it again."""
+    def _attempt(self, version: int, trainer_N: Sequence[float]) -> _Arrival | None:
+        """Send everything once and probe; None if the engine died and has to get it again."""
         buckets = self._buckets()
         if self._engine is None:
             _exhaust(buckets)
             return self._shared(None)
-        outcome: _Order | ReasonError = _Order.DONE
+        outcome: _Arrival | ReasonError | None
+        # A death in here is met by the next attempt, not by an order to push.
+        refill, self._engine.refill = self._engine.refill, None
         try:
-            self._engine.update_weights(buckets, version=version)
+            outcome = self._arrival(self._engine, buckets, version, trainer_N)
         except EngineDiedError as error:
             outcome = self._restarted(error, buckets)
         except GenerationError as error:
             _exhaust(buckets)
             outcome = error
+        finally:
+            self._engine.refill = refill
         self._shared(outcome)
         if isinstance(outcome, ReasonError):
             raise outcome
         return outcome
 
-    def _restarted(self, because: EngineDiedError, buckets: Iterator[Any]) -> _Order | ReasonError:
+    def _arrival(
+        self, engine: Engine, buckets: Iterator[Mapping[str, Tensor]], version: int,
+        trainer_N: Sequence[float],
+    ) -> _Arrival:  # fmt: skip
+        """Hand everything to the engine and compare log-probs of the probe.
+
+        Raises:
+            GenerationError: they differ by more than the tolerance, or are not even numbers.
+        """
+        started_s = time.monotonic()
+        engine.update_weights(buckets, version=version)
+        moved_s = time.monotonic()
+        (engine_N,) = engine.score([self._probe])
+        gap_N = (torch.tensor(engine_N) - torch.tensor(trainer_N)).abs()
+        mean, largest = gap_N.mean().item(), gap_N.max().item()
+        if not mean <= self._config.probe_tolerance:
+            raise GenerationError(
+                "weight sync",
+                f"after the transfer the engine's log-probs of the probe differ from the trainer's "
+                f"by {mean:.4f} nats on average and {largest:.4f} at most; the mean may be "
+                f"{self._config.probe_tolerance}.",
+                "Find out who is wrong: mreason doctor --model DIR. If the data type explains it, "
+                "raise sync.probe_tolerance.",
+            )
+        return _Arrival(moved_s - started_s, time.monotonic() - moved_s, mean, largest)
+
+    def _restarted(
+        self, because: EngineDiedError, buckets: Iterator[object]
+    ) -> GenerationError | None:
         """Start the engine again, once the other ranks have got rid of what they send."""
         assert self._engine is not None, "rank 0 alone has an engine"
         _exhaust(buckets)
@@ -218,7 +260,7 @@ class WeightSync:
             self._engine.restart(because)
         except GenerationError as error:
             return error
-        return _Order.AGAIN
+        return None
 
     def _buckets(self) -> Iterator[Mapping[str, Tensor]]:
         """Every tensor once, in the plan's buckets, on rank 0; on other ranks nothing.
@@ -261,37 +303,6 @@ class WeightSync:
             dist.all_gather_object(everywhere, mine, group=self._group)
         return next(logprobs for logprobs in everywhere if logprobs is not None)
 
-    def _probe_gaps(self, engine: Engine, trainer_N: Sequence[float]) -> tuple[float, float]:
-        """Mean and largest |difference| of the probe's log-probs.
-
-        Raises:
-            GenerationError: above the tolerance, or not even a number.
-        """
-        (engine_N,) = engine.score([self._probe])
-        gap_N = (torch.tensor(engine_N) - torch.tensor(trainer_N)).abs()
-        mean, largest = gap_N.mean().item(), gap_N.max().item()
-        if not mean <= self._config.probe_tolerance:
-            raise GenerationError(
-                "weight sync",
-                f"after the transfer the engine's log-probs of the probe differ from the trainer's "
-                f"by {mean:.4f} nats on average and {largest:.4f} at most; the mean may be "
-                f"{self._config.probe_tolerance}.",
-                "Find out who is wrong: mreason doctor --model DIR. If the data type explains it, "
-                "raise sync.probe_tolerance.",
-            )
-        return mean, largest
-
-    def _agreed(self, on_rank_0: Callable[[Engine], T]) -> T:
-        """What `on_rank_0` returns there, on every rank; raised on every rank if it raises."""
-        if self._engine is None:
-            return self._shared(None)
-        try:
-            result = on_rank_0(self._engine)
-        except ReasonError as error:
-            self._shared(error)
-            raise
-        return self._shared(result)
-
     def _shared(self, mine: Any) -> Any:  # noqa: ANN401 - any picklable value
         """Rank 0's value, on every rank; raised on the others if it is an error."""
         if self._group is None:
@@ -327,16 +338,12 @@ def _exhaust(buckets: Iterator[object]) -> None:
         pass
 
 
-def _check_vocabulary(engine: Engine, hf_folder: Path) -> None:
-    """Refuse an engine whose token ids mean something else.
-
-    Raises:
-        GenerationError: another vocabulary.
-    """
-    if engine.vocabulary != vocabulary_fingerprint(hf_folder):
-        raise GenerationError(
-            str(hf_folder),
-            "the engine's vocabulary is not this model's: the same token id would be another "
-            "token.",
-            "Start the engine on this folder.",
-        )
+def _unlike(engine: Engine, hf_folder: Path) -> GenerationError | None:
+    """Why an engine whose token ids mean something else is refused."""
+    if engine.vocabulary == vocabulary_fingerprint(hf_folder):
+        return None
+    return GenerationError(
+        str(hf_folder),
+        "the engine's vocabulary is not this model's: the same token id would be another token.",
+        "Start the engine on this folder.",
+    )

@@ -153,6 +153,10 @@ def deaths(rank: int, world_size: int, root: str) -> None:
     anything = SyncConfig(probe_tolerance=1e9)
     sync = WeightSync(stage, folder, topology=topology, engine=engine, config=anything)
     killed_in(sync, 0)
+    sync.push(3)
+    if rank == 0:
+        engine._deaths = 0
+        (Path(root) / "die in Score").write_text("1")
     sync.push(4)
     told = [row[0] for row in engine.score([[1, 2]])] if engine else []
 
@@ -160,6 +164,9 @@ def deaths(rank: int, world_size: int, root: str) -> None:
         whole = plain(engine.generate(PROMPTS, SAMPLING))
         os.kill(engine.pid, signal.SIGKILL)
         assert plain(engine.generate(PROMPTS, SAMPLING)) == whole
+        # Again in the middle of a request, and while the probe is scored after that.
+        (Path(root) / "die in Score").write_text("1")
+        engine._config = EngineConfig(max_restarts=2)
         (Path(root) / "die after a prompt").write_text("1")
         assert plain(engine.generate(PROMPTS, SAMPLING)) == whole
         assert {logprobs for _, logprobs in whole} == {tuple(told)}
@@ -175,7 +182,7 @@ def deaths(rank: int, world_size: int, root: str) -> None:
 
 
 def test_killed_engine_gets_the_weights_of_all_ranks_back(tmp_path: Path) -> None:
-    """In a sync, before a request, within one, and too often; with a small process as engine."""
+    """In a sync, in its probe, before a request, in one, too often; with a small process."""
     pair(tmp_path, "Qwen2ForCausalLM-tied")
     (tmp_path / "small_engine.py").write_text(ENTRY)
     spawn(deaths, 2, str(tmp_path))

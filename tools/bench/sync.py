@@ -12,8 +12,9 @@ One trainer process on the CPU, one engine beside it. Each round, in turn:
 - sync: `WeightSync.push`, from gathering the first tensor until the engine is ready, with checksums
   on both sides; the probe is timed apart.
 
-Ratios are those of a round, the result is their median: a neighbour slows all. Goes to
-`tools/bench/results/`.
+Ratios are those of a round, the result is their median: a neighbour slows all. Beside seconds by
+the clock stand CPU seconds of all processes that take part, which a neighbour changes little. Goes
+to `tools/bench/results/`.
 """
 
 import argparse
@@ -27,32 +28,50 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 
 @dataclass(frozen=True)
-class Round:
-    """Seconds of each."""
+class Cost:
+    """What something took."""
 
-    copy: float
-    handover: float
-    vllm: float | None
-    sync: float
+    wall: float
+    """Seconds by the clock."""
+    cpu: float
+    """CPU seconds of all processes that took part."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One after the other."""
+
+    copy: Cost
+    handover: Cost
+    vllm: Cost | None
+    sync: Cost
     probe: float
     probe_difference: float
 
 
-def timed(action: Callable[[], object]) -> float:
-    """Seconds that `action` takes."""
-    begun = time.perf_counter()
+def cost(action: Callable[[], object], *others: int) -> Cost:
+    """What `action` takes here and in the processes with these ids."""
+
+    def cpu() -> float:
+        own = [psutil.Process(pid).cpu_times() for pid in others]
+        return time.process_time() + sum(times.user + times.system for times in own)
+
+    begun, used = time.perf_counter(), cpu()
     action()
-    return time.perf_counter() - begun
+    return Cost(time.perf_counter() - begun, cpu() - used)
 
 
 def take_out(connection: Connection, path: str, size: int) -> None:
@@ -87,6 +106,8 @@ class Handover:
             target=take_out, args=(theirs, self._buffer.path, size), daemon=True
         )
         process.start()
+        assert process.pid is not None, "it was started"
+        self.pid = process.pid
         self._connection.recv()
         self()
 
@@ -108,6 +129,11 @@ def engine_of(kind: str, model: Path, scratch: Path) -> Any:  # noqa: ANN401 - a
 
     config = EngineConfig.model_validate({"name": kind, "max_model_len": 256, "kv_cache_mb": 64})
     return open_engine(model, config, dtype="bfloat16", log_folder=scratch)
+
+
+def push_into(reports: list[Any], sync: Any, version: int) -> None:  # noqa: ANN401
+    """Push, and keep the report."""
+    reports.append(sync.push(version))
 
 
 def race(model: Path, kind: str, bucket_mb: int, rounds: int) -> dict[str, Any]:
@@ -137,25 +163,32 @@ def race(model: Path, kind: str, bucket_mb: int, rounds: int) -> dict[str, Any]:
                 stage, model, topology=topology, engine=engine,
                 config=SyncConfig(bucket_mb=bucket_mb),
             )  # fmt: skip
-            size = sync.push(0).num_bytes
+            first = sync.push(0)
+            size = first.num_bytes
             source, target = torch.ones(2, size, dtype=torch.uint8)
             handover = Handover(size)
+            children = [engine.pid] if kind == "vllm" else []
             found: list[Round] = []
             for number in range(rounds):
-                copy = timed(lambda: target.copy_(source))
-                over = timed(handover)
+                copy = cost(lambda: target.copy_(source))
+                over = cost(handover, handover.pid)
                 own = None
                 if kind == "vllm":
-                    own = timed(lambda: engine.load_weights(Path(memory)))
-                report = sync.push(number + 1)
+                    own = cost(lambda: engine.load_weights(Path(memory)), *children)
+                reports: list[Any] = []
+                push = partial(push_into, reports, sync, number + 1)
+                both = cost(push, *children)
+                (report,) = reports
+                # The probe's share of the CPU is taken for that of its time.
+                share = report.seconds / (report.seconds + report.probe_seconds)
+                moved = Cost(report.seconds, both.cpu * share)
                 found.append(
                     Round(
-                        copy, over, own, report.seconds, report.probe_seconds,
-                        report.probe_difference,
+                        copy, over, own, moved, report.probe_seconds, report.probe_difference
                     )
                 )  # fmt: skip
             handover.close()
-    return {"engine": kind, "bytes": size, "buckets": report.num_buckets,
+    return {"engine": kind, "bytes": size, "buckets": first.num_buckets,
             "rounds": [asdict(one) for one in found]}  # fmt: skip
 
 
@@ -163,30 +196,38 @@ def page(results: list[dict[str, Any]], about: str) -> str:
     """The table."""
     lines = [
         f"# Weight sync\n\n{about}\n",
-        "| engine | MB | buckets | copy (ms) | handover (ms) | vLLM's own reload (ms) | sync (ms) "
-        "| sync / copy | sync / handover | sync / reload | probe (ms) | probe difference (nats) |",
-        "| --- " * 12 + "|",
+        "| engine | MB | buckets | what | copy (ms) | handover (ms) | vLLM's own reload (ms) "
+        "| sync (ms) | sync / copy | sync / handover | sync / reload | probe (ms, clock) "
+        "| probe difference (nats) |",
+        "| --- " * 13 + "|",
     ]
     for result in results:
-        rounds = [Round(**one) for one in result["rounds"]]
-
-        def ratio(name: str, rounds: list[Round] = rounds) -> str:
-            if any(getattr(one, name) is None for one in rounds):
-                return "-"
-            return f"{median(one.sync / getattr(one, name) for one in rounds):.2f}"
-
-        def ms(name: str, rounds: list[Round] = rounds) -> str:
-            values = [getattr(one, name) for one in rounds]
-            return "-" if None in values else f"{1e3 * median(values):.0f}"
-
-        cells = [
-            result["engine"], f"{result['bytes'] / 1e6:.0f}", result["buckets"], ms("copy"),
-            ms("handover"), ms("vllm"), ms("sync"), ratio("copy"), ratio("handover"),
-            ratio("vllm"), ms("probe"),
-            f"{median(one.probe_difference for one in rounds):.4f}",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        for kind, title in (("wall", "clock"), ("cpu", "CPU")):
+            lines.append(row(result, kind, title))
     return "\n".join(lines) + "\n"
+
+
+def row(result: dict[str, Any], kind: str, title: str) -> str:
+    """One line of the table: medians, and medians of a round's ratios."""
+    rounds: list[dict[str, Any]] = result["rounds"]
+    named = {
+        name: [one[name][kind] for one in rounds]
+        for name in ("copy", "handover", "vllm", "sync")
+        if rounds[0][name] is not None
+    }
+    times = [f"{1e3 * median(named[n]):.0f}" if n in named else "-"
+             for n in ("copy", "handover", "vllm", "sync")]  # fmt: skip
+    ratios = [
+        f"{median(a / b for a, b in zip(named['sync'], named[n], strict=True)):.1f}"
+        if n in named else "-"
+        for n in ("copy", "handover", "vllm")
+    ]  # fmt: skip
+    cells = [
+        result["engine"], f"{result['bytes'] / 1e6:.0f}", result["buckets"], title, *times, *ratios,
+        f"{1e3 * median(one['probe'] for one in rounds):.0f}",
+        f"{median(one['probe_difference'] for one in rounds):.4f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
