@@ -7,7 +7,6 @@ imports in each rank become milliseconds. Nothing here starts threads or touches
 from megatron_reason import platform
 
 with platform.cpu():
-    import megatron.core.models.gpt
     import transformers  # noqa: F401
 
     import megatron_reason.engine.update
