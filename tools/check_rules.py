@@ -95,8 +95,14 @@ TESTED_BY: dict[str, str] = {
     "rewards/_lese.py": "rewards/test_lese.py",  # parts of a total
     "rewards/base.py": "rewards/test_pool.py",  # the Reward protocol
     "rewards/lese_binary.py": "rewards/test_lese.py",  # the same vectors
+    "rollout/push.py": "training/test_online.py",  # weights that answer, step after step
+    "rollout/source.py": "training/test_online.py",  # batches of every method
     "schema/credit.py": "methods/test_lese.py",  # frozen records
     "schema/topology.py": "engine/test_invariance.py",  # a frozen record
+    "training/actor.py": "training/test_online.py",  # rank 0 of live runs
+    "training/exporting.py": "training/test_online.py",  # what the engine answers with
+    "training/loop.py": "training/test_faults.py",  # saving and stopping, by real workers
+    "training/monitor.py": "training/test_online.py",  # measured during live runs
     "training/stopping.py": "training/test_faults.py",  # signals to real workers
     "training/duties.py": "training/test_offline.py",  # what real workers do
     "training/worker.py": "training/test_offline.py",  # started by torchrun, killed with -9

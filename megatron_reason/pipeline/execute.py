@@ -78,7 +78,9 @@ def execute(
     chosen = choose(plan, from_=from_, to=to, only=only)
     with run_lock(folder):
         _write_papers(folder, config, plan)
-        model_folder = resolve_model(config.model.path, config.run.model_cache)
+        model_folder = resolve_model(
+            config.model.path, config.run.model_cache, random_weights=config.model.random_weights
+        )
         check_layouts_of(config, model_folder)
         _adopt_folders(folder, plan)
         started_s = time.monotonic()

@@ -108,7 +108,7 @@ class Source:
     ) -> tuple[list[Experience], int, StepMetrics]:
         """Credited groups, prompts taken so far, metrics; dropped ones are replaced if so planned.
 
-        Where refilling ends before all updates are full, they share what there is.
+        Where refilling ends too early, the last updates have fewer groups, or none.
         """
         wanted = plan.prompts * num_updates
         found: list[Experience] = []

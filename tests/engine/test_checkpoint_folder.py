@@ -59,6 +59,7 @@ def test_damage_is_named(tmp_path: Path, world_size: int) -> None:
         (KeepConfig(last=3), [4, 5, 6]),
         (KeepConfig(every=2), [2, 4, 6]),
         (KeepConfig(best="train/loss"), [3, 6]),
+        (KeepConfig(best="train/loss", best_is="highest"), [6]),
         (KeepConfig(last=2, every=4, best="train/loss"), [3, 4, 5, 6]),
         (KeepConfig(best="no/such"), [6]),
     ],

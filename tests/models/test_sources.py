@@ -44,3 +44,13 @@ def test_two_processes_unpack_it_once(tmp_path: Path, smollm2: Path) -> None:
 def test_something_that_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="'smollm2-135m' for the built-in model"):
         resolve_model("no such/model name", tmp_path)
+
+
+def test_a_model_to_be_trained_from_scratch_gets_random_ones_once(tmp_path):
+    source = Path("examples/tiny_lab/model")
+    made = resolve_model(str(source), tmp_path, random_weights=True)
+    weights = (made / "model.safetensors").read_bytes()
+    assert (made / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert resolve_model(str(source), tmp_path, random_weights=True) == made
+    again = resolve_model(str(source), tmp_path / "elsewhere", random_weights=True)
+    assert (again / "model.safetensors").read_bytes() == weights

@@ -2,6 +2,7 @@ import pytest
 
 from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.pipeline.alone import run_stage_alone, training_job
+from megatron_reason.pipeline.run_config import RunConfig
 from megatron_reason.schema.tables import Kind, read_table, write_table
 from tests.curation.stages import sample, write_samples
 from tests.pipeline.runs import settings, variants
@@ -64,3 +65,18 @@ def test_training_job_of_a_variant(tmp_path, smollm2):
         training_job(config, [tmp_path], variant="onne", output=None)
     with pytest.raises(DataError, match=r"neither tokens\.parquet nor problems\.parquet"):
         training_job(config, [tmp_path / "elsewhere"], variant="one", output=None)
+
+
+def test_training_job_of_a_variant_with_rollouts(tmp_path, smollm2):
+    raw = variants(settings(tmp_path, smollm2)).model_dump(mode="json")
+    raw["rollout"] = {"problems": "a", "max_tokens": 8}
+    raw["variants"] = {"live": {"method": {"name": "grpo"}}}
+    config = RunConfig.model_validate(raw)
+    write_table(tmp_path, Kind.PROBLEMS, [])
+    job = training_job(config, [tmp_path], variant=None, output=None)
+    assert job.table is None
+    assert job.rollout.problems == tmp_path
+    assert job.rollout.settings == config.rollout
+    assert job.rollout.engine == config.engine
+    with pytest.raises(ConfigError, match="learns from rollouts, and no folder with problems"):
+        training_job(config, [], variant=None, output=None)

@@ -218,3 +218,24 @@ def test_a_file_that_extends_a_preset_plans(name, model, tmp_path):
     assert {v.method.demos_per_update for v in config.variants.values()} == {batch}
     trained = {stage.variant for stage in make_plan(config) if stage.kind == "train"}
     assert trained == set(config.variants)
+
+
+def test_a_variant_with_rollouts_reads_problems_and_the_weights_it_starts_from(tmp_path, smollm2):
+    config = variants(settings(tmp_path, smollm2))
+    raw = config.model_dump(mode="json")
+    raw["rollout"] = {"problems": "a", "max_tokens": 8, "monitor": {"table": "b", "every": 2}}
+    raw["variants"]["live"] = {"start": "one", "method": {"name": "grpo"}}
+
+    def planned(**changes):
+        changed = RunConfig.model_validate(raw | {"rollout": raw["rollout"] | changes})
+        return {stage.name: stage for stage in make_plan(changed)}
+
+    stages = planned()
+    assert stages["train-live"].inputs == ("train-one", "a", "b")
+    assert stages["train-one"].inputs == ("b",)
+    live = stages["train-live"].hash
+    # How often is measured, and by how many graded, changes no result; how long answers get does.
+    often = {"table": "b", "every": 1}
+    assert planned(reward_workers=7, monitor=often)["train-live"].hash == live
+    assert planned(max_tokens=9)["train-live"].hash != live
+    assert planned(max_tokens=9)["train-one"].hash == stages["train-one"].hash

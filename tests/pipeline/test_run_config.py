@@ -156,3 +156,50 @@ def test_plugin_modules_are_imported_before_methods_are_looked_up(load, tmp_path
 
         METHODS._entries.pop("my_method", None)
         sys.modules.pop("my_method_plugin", None)
+
+
+LIVE = (
+    "variants.grpo={method: {name: grpo}, rollout: {max_tokens: 99}, start: sft}",
+    "rollout={problems: teacher, max_tokens: 100, reward: numeric}",
+)
+
+
+def test_rollout_settings_are_laid_over_the_common_ones(load):
+    config = load(*LIVE)
+    rollout = config.rollout_of("grpo")
+    assert (rollout.problems, rollout.max_tokens, rollout.reward) == ("teacher", 99, "numeric")
+    assert config.rollout_of("sft") is None
+    assert config.learns_online("grpo")
+    assert not config.learns_online("sft")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.problems=teachr", "Did you mean 'teacher'"),
+        ("rollout.reward=numerc", "Did you mean 'numeric'"),
+        ("rollout.max_tokens=256", "do not fit into engine.max_model_len 256"),
+        ("rollout.monitor={table: nowhere}", "no stage of 'curate' is called 'nowhere'"),
+        ("variants.grpo.start=sfd", "Did you mean 'sft'"),
+        ("variants.grpo.start=grpo", "no earlier variant is called 'grpo'"),
+        ("variants.grpo.method.name=srft", "needs role demo, and there is no table"),
+        ("variants.grpo.rollout.steps_ahead=1", "does not correct for it"),
+        ("variants.grpo.method={name: grpo, tis: token, temperature: 0.8}", "at temperature 1"),
+        ("train={epochs: 1, optim: {lr: 1.0e-4}}", "a method with rollouts has no epochs"),
+        ("train.batch.max_tokens_per_microbatch=200", "would not fit into a micro-batch of 200"),
+    ],
+)
+def test_rollouts_that_cannot_be_meant_are_refused(load, override, message):
+    assert message in refusal(load, *LIVE, override)
+
+
+def test_rollouts_need_to_know_what_is_answered(load):
+    assert "nothing says which problems are answered" in refusal(
+        load, "variants.grpo={method: {name: grpo}}"
+    )
+
+
+def test_one_step_ahead_with_a_correction_is_accepted(load):
+    config = load(*LIVE, "variants.grpo.rollout.steps_ahead=1",
+                  "variants.grpo.method={name: grpo, tis: token}")  # fmt: skip
+    assert config.rollout_of("grpo").steps_ahead == 1

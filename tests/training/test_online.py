@@ -280,6 +280,24 @@ def test_prompts_that_leave_no_room_are_set_aside(folder: Path):
     assert "none of 10 problems can be learnt from" in error_of(folder / "too_long")
 
 
+def test_every_layout_makes_the_same_updates(folder: Path):
+    """Two data-parallel and two tensor-parallel ranks against the single one."""
+    layouts = {"dp": {}, "tp": {"tensor_model_parallel_size": 2}}
+    jobs = [
+        make_job(folder, f"grpo_{name}", "grpo", FEW, updates=2, parallel=layout)
+        for name, layout in layouts.items()
+    ]
+    spawn(run_all, 2, jobs)
+    for job in jobs:
+        assert not error_of(job.output)
+        for one, two in zip(metrics(folder / "grpo"), metrics(job.output), strict=False):
+            assert two["reward/mean"] == one["reward/mean"]
+            assert two["train/grad_norm"] == pytest.approx(one["train/grad_norm"], rel=1e-4)
+            assert two["policy/ppo_kl"] == 0.0
+        for step in (1, 2):
+            assert rollouts(job.output, step) == rollouts(folder / "grpo", step)
+
+
 def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path):
     """Rollouts and losses, with prompts waiting in the pool, over two pipeline stages."""
     make_data(tmp_path)
@@ -289,17 +307,17 @@ def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path):
     }  # fmt: skip
     stages = {"pipeline_model_parallel_size": 2}
     whole, broken = (
-        make_job(tmp_path, name, "relift", settings, updates=24, parallel=stages, every=5)
+        make_job(tmp_path, name, "relift", settings, updates=14, parallel=stages, every=3)
         for name in ("whole", "broken")
     )
     spawn(run_all, 2, [whole])
     broken.output.mkdir()
     file = broken.output / "job.json"
     file.write_text(broken.model_dump_json(), encoding="utf-8")
-    kill_after(broken.output, start(file), 13)
+    kill_after(broken.output, start(file), 8)
     assert "resumed from iter_" in run(file)
     assert losses(broken.output) == losses(whole.output)
-    assert len(losses(whole.output)) == 24
+    assert len(losses(whole.output)) == 14
     for path in sorted((whole.output / "rollouts").iterdir()):
         twin = broken.output / "rollouts" / path.name
         assert twin.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
