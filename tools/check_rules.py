@@ -95,7 +95,6 @@ TESTED_BY: dict[str, str] = {
     "rewards/_lese.py": "rewards/test_lese.py",  # parts of a total
     "rewards/base.py": "rewards/test_pool.py",  # the Reward protocol
     "rewards/lese_binary.py": "rewards/test_lese.py",  # the same vectors
-    "rollout/push.py": "training/test_online.py",  # weights that answer, step after step
     "rollout/source.py": "training/test_online.py",  # batches of every method
     "schema/credit.py": "methods/test_lese.py",  # frozen records
     "schema/topology.py": "engine/test_invariance.py",  # a frozen record
