@@ -7,6 +7,7 @@ imports in each rank become milliseconds. Nothing here starts threads or touches
 from megatron_reason import platform
 
 with platform.cpu():
+    import megatron.core.models.gpt  # noqa: F401
     import transformers  # noqa: F401
 
     import megatron_reason.engine.update

@@ -63,9 +63,9 @@ def checksum(tensor: Tensor) -> int:
     # The second sum finds what the first has brought into the cache.
     for begin in range(0, len(table), _ROWS_PER_PART):
         part = table[begin : begin + _ROWS_PER_PART]
-        code = zlib.crc32(part.sum(1), code)
+        code = zlib.crc32(part.sum(1).tobytes(), code)
         columns += part.sum(0)
-    return zlib.crc32(flat[end:], zlib.crc32(columns, code))
+    return zlib.crc32(flat[end:].tobytes(), zlib.crc32(columns.tobytes(), code))
 
 
 def size_of(entries: Sequence[Entry]) -> int:

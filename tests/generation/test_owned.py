@@ -81,7 +81,7 @@ def serve(connection):
 """
 PROMPTS = [[1, 2], [3], [1, 2], [4, 5]]
 SAMPLING = SamplingConfig(samples_per_prompt=2)
-CONFIG = EngineConfig(max_restarts=1, start_timeout_s=30)
+CONFIG = EngineConfig(max_restarts=1, start_timeout_s=120)
 
 
 @pytest.fixture(scope="module")
@@ -152,17 +152,13 @@ def test_death_between_calls_is_survived(engine: VllmEngine, folders: list[Path]
     assert one.policy_version == 1
 
 
-def test_hung_engine_is_replaced(engine: VllmEngine, home: Path, folders: list[Path]):
-    engine._config = CONFIG.model_copy(update={"start_timeout_s": 3.0, "request_timeout_s": 1.0})
-    for command in ("Generate", "Score"):
-        order(home, f"hang in {command}")
-        first = engine.pid
-        if command == "Generate":
-            assert len(engine.generate(PROMPTS, SAMPLING)) == 4
-        else:
-            assert engine.score([[1, 2]]) == [[told(folders[0])]]
-        assert not is_alive(first)
-        engine._deaths = 0
+def test_hung_engine_is_replaced(engine: VllmEngine, home: Path):
+    engine._config = CONFIG.model_copy(update={"request_timeout_s": 4.0})
+    order(home, "hang in Generate")
+    first = engine.pid
+    assert len(engine.generate(PROMPTS, SAMPLING)) == 4
+    assert engine.pid != first
+    assert not is_alive(first)
 
 
 def test_it_is_given_up_when_it_dies_too_often(engine: VllmEngine, home: Path):
