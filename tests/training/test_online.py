@@ -6,6 +6,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import TrainState, build_method
@@ -120,6 +122,21 @@ def test_metrics_have_the_names_users_know(folder: Path):
     assert all(row["mismatch/logprob_abs_diff"] < 1e-5 for row in rows)
     # Two updates a step: the second is no longer that of the policy which answered.
     assert one_update(folder / "kl_cov", 1)[1]["train/loss"] != pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_update_makes_better_answers_likelier(folder: Path):
+    """The weights pushed last against the log-probs before the last update."""
+    drawn, _ = one_update(folder / "grpo", UPDATES - 1)
+    model = AutoModelForCausalLM.from_pretrained(folder / "grpo/policy")
+    gain = 0.0
+    for sample in drawn:
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([sample.ids[:-1]])).logits[0].log_softmax(-1)
+        first = sample.num_prompt_tokens - 1
+        targets = torch.tensor(sample.ids[first + 1 :])
+        now_N = logits_TV[first:].gather(1, targets[:, None])[:, 0]
+        gain += sample.advantage * float((now_N - torch.tensor(sample.old_logprobs)).sum())
+    assert gain > 0
 
 
 def test_rollouts_can_be_read(folder: Path):
