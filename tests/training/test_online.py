@@ -78,6 +78,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_job(folder, name, method, settings, updates=2, rollout=rollout)
         for name, (method, settings, rollout) in SPECIAL.items()
     ]
+    learns = {"prompts_per_update": 8, "rollouts_per_prompt": 8}
+    jobs.append(make_job(folder, "learns", "grpo", learns, updates=24, rollout={"max_tokens": 1}))
     spawn(run_all, 1, jobs)
     return folder
 
@@ -137,6 +139,13 @@ def test_an_update_makes_better_answers_likelier(folder: Path):
         now_N = logits_TV[first:].gather(1, targets[:, None])[:, 0]
         gain += sample.advantage * float((now_N - torch.tensor(sample.old_logprobs)).sum())
     assert gain > 0
+
+
+def test_rewards_rise(folder: Path):
+    """Answers of one token, rewarded for being odd."""
+    rewards = [row["reward/mean"] for row in metrics(folder / "learns")]
+    assert sum(rewards[:3]) / 3 < 0.85
+    assert sum(rewards[-3:]) / 3 > 0.95
 
 
 def test_rollouts_can_be_read(folder: Path):
