@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from megatron_reason.errors import ConfigError, DataError
-from megatron_reason.schema.tables import Kind, read_table
+from megatron_reason.schema.tables import Kind, read_table, write_table
 from megatron_reason.training.jobs import TrainJob, read_job
 from tests.cli.test_app import mreason
 
@@ -54,6 +54,7 @@ def test_run_makes_tables_and_plan_then_says_done(config, tmp_path):
 
 def test_train_writes_a_job_that_workers_can_read(config, tmp_path):
     job_file = tmp_path / "job.json"
+    write_table(tmp_path, Kind.TOKENS, [])
     shown = mreason(
         "train", str(config), "--table", str(tmp_path), "--variant", "oxa", "--job-file",
         str(job_file), "--out", str(tmp_path / "trained"),
@@ -65,6 +66,7 @@ def test_train_writes_a_job_that_workers_can_read(config, tmp_path):
 
 
 def test_train_asks_which_variant(config, tmp_path):
+    write_table(tmp_path, Kind.TOKENS, [])
     with pytest.raises(ConfigError, match="2 variants"):
         mreason("train", str(config), "--table", str(tmp_path))
     with pytest.raises(ConfigError, match="Did you mean 'oxa'"):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import TrainState, build_method
@@ -76,6 +78,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_job(folder, name, method, settings, updates=2, rollout=rollout)
         for name, (method, settings, rollout) in SPECIAL.items()
     ]
+    learns = {"prompts_per_update": 8, "rollouts_per_prompt": 8}
+    jobs.append(make_job(folder, "learns", "grpo", learns, updates=24, rollout={"max_tokens": 1}))
     spawn(run_all, 1, jobs)
     return folder
 
@@ -120,6 +124,28 @@ def test_metrics_have_the_names_users_know(folder: Path):
     assert all(row["mismatch/logprob_abs_diff"] < 1e-5 for row in rows)
     # Two updates a step: the second is no longer that of the policy which answered.
     assert one_update(folder / "kl_cov", 1)[1]["train/loss"] != pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_update_makes_better_answers_likelier(folder: Path):
+    """The weights pushed last against the log-probs before the last update."""
+    drawn, _ = one_update(folder / "grpo", UPDATES - 1)
+    model = AutoModelForCausalLM.from_pretrained(folder / "grpo/policy")
+    gain = 0.0
+    for sample in drawn:
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([sample.ids[:-1]])).logits[0].log_softmax(-1)
+        first = sample.num_prompt_tokens - 1
+        targets = torch.tensor(sample.ids[first + 1 :])
+        now_N = logits_TV[first:].gather(1, targets[:, None])[:, 0]
+        gain += sample.advantage * float((now_N - torch.tensor(sample.old_logprobs)).sum())
+    assert gain > 0
+
+
+def test_rewards_rise(folder: Path):
+    """Answers of one token, rewarded for being odd."""
+    rewards = [row["reward/mean"] for row in metrics(folder / "learns")]
+    assert sum(rewards[:3]) / 3 < 0.85
+    assert sum(rewards[-3:]) / 3 > 0.95
 
 
 def test_rollouts_can_be_read(folder: Path):
