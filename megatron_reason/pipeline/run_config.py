@@ -320,13 +320,6 @@ class RunConfig(Strict):
                     f"'{method.config.name}' with these settings does not correct for it.",
                     "Set the method's 'tis: token', or rollout.steps_ahead: 0.",
                 )
-            if corrected and method.temperature != 1:
-                yield (
-                    ("variants", name, "method", "temperature"),
-                    "engines report log-probs at temperature 1, which correct nothing at "
-                    f"{method.temperature}.",
-                    "Set temperature: 1, or use neither 'tis' nor old_policy: rollout.",
-                )
 
     def _check_length_of(self, variant: str) -> Iterator[Objection]:
         train = self.variants[variant].train or self.train
