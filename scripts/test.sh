@@ -7,8 +7,9 @@ here="$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=scripts/_environment.sh
 source "$here/_environment.sh"
 
-# One test at a time: many start two to four processes of their own, which fills a small machine,
-# and the tests of generation share one vLLM engine. On a large one add: -n 8 --dist loadfile
+# Two files at a time: half of the tests keep a single core busy, the others start up to four
+# processes of their own. On a large machine: TEST_WORKERS=8 ./scripts/test.sh
 say "tests"
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest --durations=15 "$@"
+exec "$PYTHON" -m pytest --numprocesses "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder \
+  --durations=25 "$@"
