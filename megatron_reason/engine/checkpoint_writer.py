@@ -11,8 +11,10 @@ import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -48,13 +50,14 @@ class CheckpointWriter:
         self._process: ForkProcess | None = None
         if request.async_fn is None:
             return
-        arguments = list(request.async_fn_args)
+        assert isinstance(request.async_fn, partial), "Megatron binds the transforms of its writer"
+        buckets = request.async_fn_args[1]
         if request.preload_fn is not None:
-            arguments[1] = request.preload_fn()
+            buckets = request.preload_fn()
         context = multiprocessing.get_context("fork")
         self._pipe, sender = context.Pipe(duplex=False)
         process = context.Process(
-            target=_write, args=(os.getpid(), request.async_fn, arguments, sender)
+            target=_write, args=(os.getpid(), request.async_fn.args[0], buckets, sender)
         )
         process.start()
         sender.close()
@@ -102,18 +105,43 @@ def hand_over(written: Written) -> None:
         writer._results_queue.put(written.results)
 
 
-def _write(
-    parent: int, write: Callable[..., None], arguments: list[Any], sender: Connection
-) -> None:
+def _write(parent: int, transforms: list[Any], buckets: Sequence[Any], sender: Connection) -> None:
     """Body of the process: write, sum, report."""
     # A collection could free tensors of a GPU that only the parent may touch.
     gc.disable()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    rank, buckets, _ = arguments
-    results: queue.Queue[Mapping[int, Sequence[Any]] | Exception] = queue.Queue()
-    write(rank, buckets, results)
-    outcome = results.get()
-    names = [] if isinstance(outcome, Exception) else [Path(name) for name, _, _ in buckets]
-    sender.send(Written(outcome, sums_of(names, durable=True)))
+    with ThreadPoolExecutor(len(buckets)) as threads:
+        parts = list(threads.map(partial(_write_bucket, transforms), range(len(buckets)), buckets))
+    failed = [results for _, results, _ in parts if isinstance(results, Exception)]
+    if failed:
+        sender.send(Written(failed[0]))
+        return
+    results = {index: results for index, results, _ in parts}
+    sender.send(Written(results, {name: s for _, _, sums in parts for name, s in sums.items()}))
+
+
+def _write_bucket(
+    transforms: list[Any], index: int, bucket: tuple[Path, Any, Any]
+) -> tuple[int, Sequence[Any] | Exception, Sums]:
+    """Write one file: results or what went wrong, and its sums.
+
+    Megatron's own way is a process for each file, which waits for ever when the one that started it
+    is killed. Its part for a single file serves with queues of this process.
+    """
+    results: queue.Queue[tuple[int, Sequence[Any] | Exception]] = queue.Queue()
+    count: queue.Queue[int] = queue.Queue()
+    count.put(index)
+    filesystem_async.FileSystemWriterAsync.write_preloaded_data(
+        transforms,
+        index,
+        bucket,
+        results,
+        count,
+        use_fsync=True,  # type: ignore[arg-type]
+    )
+    _, outcome = results.get()
+    if isinstance(outcome, Exception):
+        return index, outcome, {}
+    return index, outcome, sums_of([Path(bucket[0])], durable=True)

@@ -2,59 +2,70 @@ import os
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from tests.distributed import spawn
 
 
-def write(rank: int, buckets: Any, results: Any) -> None:
-    for name, _, content in buckets:
-        Path(name).write_text(content, encoding="utf-8")
-    results.put({0: [content for _, _, content in buckets]})
+def slow(name: Path) -> Callable[..., None]:
+    """Stands in for Megatron's writer of a file: waits for a file, then writes."""
 
-
-def wait_for(name: str) -> Callable[..., None]:
-    def waiting(rank: int, buckets: Any, results: Any) -> None:
-        while not Path(name).exists():
+    def waiting(
+        transforms: Any, index: int, bucket: Any, results: Any, count: Any, use_fsync: bool
+    ) -> None:
+        while not name.exists():
             time.sleep(0.01)
-        write(rank, buckets, results)
+        path, _, content = bucket
+        path.write_text(content, encoding="utf-8")
+        results.put((index, [content]))
 
     return waiting
 
 
+def request_of(buckets: list[Any]) -> Any:
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+
+    write = partial(print, [], False)
+    return AsyncRequest(write, (0, None, None), [], preload_fn=lambda: buckets)
+
+
 def in_the_background(rank: int, world_size: int, folder: Path) -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
     from megatron_reason.engine.checkpoint_writer import CheckpointWriter
 
-    content = ["as it was"]
-    buckets = [(folder / "shard", "key", content[0])]
-
-    def stage() -> list[Any]:
-        return buckets
-
+    buckets = [(folder / "a", "key", "as it was"), (folder / "b", "key", "too")]
     go = folder / "go"
-    request = AsyncRequest(wait_for(str(go)), (0, None, None), [], preload_fn=stage)
-    writer = CheckpointWriter(request)
-    buckets[0] = (folder / "shard", "key", "as it became")
-    assert not writer.is_done()
-    go.touch()
-    written = writer.wait()
-    assert written.results == {0: ["as it was"]}
-    assert written.sums == {"shard": (9, zlib.crc32(b"as it was"))}
-    assert (folder / "shard").read_text() == "as it was"
+    with patch.object(filesystem_async.FileSystemWriterAsync, "write_preloaded_data", slow(go)):
+        writer = CheckpointWriter(request_of(buckets))
+        buckets[0] = (folder / "a", "key", "as it became")
+        assert not writer.is_done()
+        go.touch()
+        written = writer.wait()
+        assert written.results == {0: ["as it was"], 1: ["too"]}
+        assert written.sums == {
+            "a": (9, zlib.crc32(b"as it was")), "b": (3, zlib.crc32(b"too"))
+        }  # fmt: skip
+        assert (folder / "a").read_text() == "as it was"
 
-    go.unlink()
-    writer = CheckpointWriter(request)
-    assert not writer.is_done()
-    writer.cancel()
-    assert writer.is_done()
-    outcome = writer.wait().results
-    assert isinstance(outcome, RuntimeError)
-    assert "exit code -9" in str(outcome)
+        go.unlink()
+        writer = CheckpointWriter(request_of(buckets))
+        assert not writer.is_done()
+        writer.cancel()
+        assert writer.is_done()
+        outcome = writer.wait().results
+        assert isinstance(outcome, RuntimeError)
+        assert "exit code -9" in str(outcome)
+
+    # Megatron's own writer cannot write what is no tensor.
+    failed = CheckpointWriter(request_of([(folder / "c", "key", ([], [("item", "text")]))]))
+    assert isinstance(failed.wait().results, AttributeError)
 
     nothing = CheckpointWriter(AsyncRequest(None, (), []))
     assert nothing.is_done()
@@ -66,12 +77,14 @@ def test_the_state_of_the_fork_is_written_and_a_lost_writer_is_told(tmp_path: Pa
 
 
 def leave_a_writer(rank: int, world_size: int, folder: Path) -> None:
-    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     from megatron_reason.engine.checkpoint_writer import CheckpointWriter
 
-    request = AsyncRequest(wait_for(str(folder / "never")), (0, [], None), [])
-    writer = CheckpointWriter(request)
+    with patch.object(
+        filesystem_async.FileSystemWriterAsync, "write_preloaded_data", slow(folder / "never")
+    ):
+        writer = CheckpointWriter(request_of([(folder / "a", "key", "")]))
     assert writer._process is not None
     (folder / "pid").write_text(str(writer._process.pid), encoding="utf-8")
     os._exit(1)
