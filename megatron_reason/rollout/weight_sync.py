@@ -94,7 +94,8 @@ class WeightSync:
         topology: this rank's place.
         engine: the engine on rank 0, None on every other rank.
         config: size of the buckets, tolerance.
-        probe: token ids that both sides score; None takes a short text.
+        probe: token ids that both sides score, as far as the engine's context goes; None takes a
+            short text.
 
     Raises:
         GenerationError: an engine with another vocabulary.
@@ -115,7 +116,6 @@ class WeightSync:
         self._topology = topology
         self._engine = engine
         self._config = config or SyncConfig()
-        self._probe = tuple(probe or probe_sequence(hf_folder))
         self._version: int | None = None
         self._group: dist.ProcessGroup | None = None
         if topology.world_size > 1:
@@ -130,6 +130,8 @@ class WeightSync:
         refusal = _unlike(engine, hf_folder) if engine is not None else None
         if (refusal := self._shared(refusal)) is not None:
             raise refusal
+        wanted = tuple(probe or probe_sequence(hf_folder))
+        self._probe = wanted[: self._shared(_longest_prompt(engine) if engine else None)]
 
     def push(self, version: int) -> SyncReport:
         """Make the engine answer with the model's present weights, and check that it does.
@@ -336,6 +338,10 @@ def _exhaust(buckets: Iterator[object]) -> None:
     """Let the other ranks send what nobody wants any more, so that they are not left waiting."""
     for _ in buckets:
         pass
+
+
+def _longest_prompt(engine: Engine) -> int:
+    return int(engine.description["max_model_len"]) - 1
 
 
 def _unlike(engine: Engine, hf_folder: Path) -> GenerationError | None:

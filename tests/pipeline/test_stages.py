@@ -101,4 +101,4 @@ def test_logs_and_jobs_of_worker_processes_are_kept(finished):
     folder, _ = finished
     assert "2 processes" in (folder / "logs" / "train-sft.log").read_text()
     job = json.loads((folder / "jobs" / "train-sft.json").read_text())
-    assert job["method"] == {"name": "sft", "demos_per_update": 2, "mean": "seq_mean_token_mean"}
+    assert (job["method"]["name"], job["method"]["demos_per_update"]) == ("sft", 2)

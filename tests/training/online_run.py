@@ -102,6 +102,7 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
     from megatron_reason.engine.topology import init_topology
     from megatron_reason.errors import ReasonError
     from megatron_reason.training import online
+    from megatron_reason.training.exporting import exported
 
     for job in jobs:
         for module in job.plugins:
@@ -115,6 +116,7 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
         online.update = _recording(original, job.output)
         try:
             online.train_online(job, job.rollout, trainable)
+            exported(job, trainable, job.output / "huggingface").write()
         except ReasonError as error:
             (job.output / f"error_{rank}.txt").write_text(str(error), encoding="utf-8")
         finally:

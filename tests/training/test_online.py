@@ -127,9 +127,9 @@ def test_metrics_have_the_names_users_know(folder: Path):
 
 
 def test_an_update_makes_better_answers_likelier(folder: Path):
-    """The weights pushed last against the log-probs before the last update."""
+    """The last weights against the log-probs before the last update."""
     drawn, _ = one_update(folder / "grpo", UPDATES - 1)
-    model = AutoModelForCausalLM.from_pretrained(folder / "grpo/policy")
+    model = AutoModelForCausalLM.from_pretrained(folder / "grpo/huggingface")
     gain = 0.0
     for sample in drawn:
         with torch.no_grad():
