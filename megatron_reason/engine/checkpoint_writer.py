@@ -114,12 +114,15 @@ def _write(parent: int, transforms: list[Any], buckets: Sequence[Any], sender: C
         return
     with ThreadPoolExecutor(len(buckets)) as threads:
         parts = list(threads.map(partial(_write_bucket, transforms), range(len(buckets)), buckets))
-    failed = [results for _, results, _ in parts if isinstance(results, Exception)]
-    if failed:
-        sender.send(Written(failed[0]))
-        return
-    results = {index: results for index, results, _ in parts}
-    sender.send(Written(results, {name: s for _, _, sums in parts for name, s in sums.items()}))
+    results: dict[int, Sequence[Any]] = {}
+    sums: dict[str, tuple[int, int]] = {}
+    for index, outcome, part in parts:
+        if isinstance(outcome, Exception):
+            sender.send(Written(outcome))
+            return
+        results[index] = outcome
+        sums |= part
+    sender.send(Written(results, sums))
 
 
 def _write_bucket(
@@ -133,14 +136,8 @@ def _write_bucket(
     results: queue.Queue[tuple[int, Sequence[Any] | Exception]] = queue.Queue()
     count: queue.Queue[int] = queue.Queue()
     count.put(index)
-    filesystem_async.FileSystemWriterAsync.write_preloaded_data(
-        transforms,
-        index,
-        bucket,
-        results,
-        count,
-        use_fsync=True,  # type: ignore[arg-type]
-    )
+    writer: Any = filesystem_async.FileSystemWriterAsync
+    writer.write_preloaded_data(transforms, index, bucket, results, count, use_fsync=True)
     _, outcome = results.get()
     if isinstance(outcome, Exception):
         return index, outcome, {}
