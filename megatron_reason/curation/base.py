@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import polars as pl
 from pydantic import Field
 
 from megatron_reason.config.base import Strict
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.template import TemplateConfig
-from megatron_reason.errors import ConfigError
+from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.generation.base import Engine
 from megatron_reason.registry import Registry
 from megatron_reason.schema.topology import Topology
@@ -107,6 +108,25 @@ class Stage(ABC, Generic[C]):
         Raises:
             DataError: inputs that cannot satisfy the configuration.
         """
+
+    def refuse_repeats(self, table: str, rows: pl.DataFrame) -> None:
+        """For stages that want one response to each problem.
+
+        Args:
+            table: name of the stage that wrote the rows.
+            rows: its rows, or their column `problem_id` alone.
+
+        Raises:
+            DataError: a problem with two responses.
+        """
+        again = rows.filter(~pl.col("problem_id").is_first_distinct())
+        if len(again):
+            raise DataError(
+                f"stage '{self.config.name}'",
+                f"{len(again)} rows of '{table}' are further responses to a problem, the first "
+                f"to {again['problem_id'][0]}.",
+                "Select one a problem first: stage 'select' with 'per_problem: 1'.",
+            )
 
 
 STAGES: Registry[type[Stage[Any]]] = Registry("stage", "megatron_reason.curation")

@@ -17,7 +17,7 @@ from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.curation._parts import OpenPart, PartedOutput
 from megatron_reason.curation._rewriting import RETELL, Rewriter, RewriteSettings, Rewritten
 from megatron_reason.curation.base import RowwiseConfig, Stage, StageContext, StageResult, stage
-from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.errors import ConfigError
 from megatron_reason.files import write_json
 from megatron_reason.generation.templates import load_template
 from megatron_reason.logs import get_logger, progress
@@ -89,7 +89,8 @@ class Rewrite(Stage[RewriteConfig]):
         """
         config = self.config
         source = TableReader(context.inputs[config.table], Kind.SAMPLES)
-        self._refuse_repeats(source)
+        keys = read_table(source.path, Kind.SAMPLES, columns=["problem_id"])
+        self.refuse_repeats(config.table, keys)
         folder = context.model_folder if config.model is None else Path(config.model)
         if not folder.is_dir():
             raise ConfigError(
@@ -129,18 +130,6 @@ class Rewrite(Stage[RewriteConfig]):
             refused_phrases=config.refused_phrases,
             seed=seed if config.seed is None else config.seed,
         )
-
-    def _refuse_repeats(self, source: TableReader) -> None:
-        columns = ("problem_id", "sample_id")
-        keys = read_table(source.path, Kind.SAMPLES, columns=columns)
-        again = keys.filter(~pl.col("problem_id").is_first_distinct())
-        if len(again):
-            raise DataError(
-                f"stage '{self.config.name}'",
-                f"{len(again)} rows of '{self.config.table}' are further solutions of a problem, "
-                f"the first with sample_id {again['sample_id'][0]}.",
-                "Select one a problem first: stage 'select' with 'per_problem: 1'.",
-            )
 
     def _rewrite(
         self, rows: pl.DataFrame, part: OpenPart, rewriter: Rewriter, generator: str

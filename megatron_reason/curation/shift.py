@@ -96,14 +96,7 @@ class Shift(Stage[ShiftConfig]):
         rows = read_table(
             folder, Kind.SAMPLES, filled=["nll_sum", "num_tokens", "scorer"], columns=_COLUMNS
         )
-        again = rows.filter(~pl.col("problem_id").is_first_distinct())
-        if len(again):
-            raise DataError(
-                f"stage '{self.config.name}'",
-                f"'{name}' has more than one response to {len(again)} problems, the first "
-                f"{again['problem_id'][0]}.",
-                "Select one a problem first: stage 'select' with 'per_problem: 1'.",
-            )
+        self.refuse_repeats(name, rows)
         return rows
 
 

@@ -32,8 +32,6 @@ class Experience:
     kept: tuple[Rollout, ...]
     """Rollouts that were checked, or none if too few were left to compare."""
     credit: Credit
-    version: int
-    """Updates that had made the weights which answered."""
 
     @property
     def contributes(self) -> bool:
@@ -90,15 +88,13 @@ class Experience:
                 "coef": self.credit.rollout_coef,
                 "num_tokens": len(rollout.completion.token_ids),
                 "finish": str(rollout.completion.finish),
-                "policy_version": self.version,
+                "policy_version": rollout.completion.policy_version,
             }
             for rollout in self.group.rollouts
         ]
 
 
-def credited(
-    method: Method[Any], group: RolloutGroup, *, name: str, seed: int, version: int
-) -> Experience:
+def credited(method: Method[Any], group: RolloutGroup, *, name: str, seed: int) -> Experience:
     """What `method` makes of a graded group.
 
     A group of which fewer than two rollouts could be checked has nothing to compare and is dropped;
@@ -109,12 +105,11 @@ def credited(
         group: graded rollouts of one prompt.
         name: unique name of the group.
         seed: the run's.
-        version: updates that had made the weights which answered.
     """
     kept = tuple(r for r in group.rollouts if r.verdict.status not in UNCHECKED)
     if len(kept) < min(2, len(group.rollouts)):
         nothing = Credit((), keep_rollouts=False)
-        return Experience(group, name, (), nothing, version)
+        return Experience(group, name, (), nothing)
     draw = int.from_bytes(sha256(f"{seed}\x1f{name}".encode()).digest()[:8], "little") / 2**64
     outcome = GroupOutcome(
         rewards=tuple(rollout.verdict.score for rollout in kept),
@@ -123,7 +118,7 @@ def credited(
         demo_reward=None if group.demo_verdict is None else group.demo_verdict.score,
         draw=draw,
     )
-    return Experience(group, name, kept, method.credit(outcome), version)
+    return Experience(group, name, kept, method.credit(outcome))
 
 
 def measured(experiences: Sequence[Experience]) -> StepMetrics:

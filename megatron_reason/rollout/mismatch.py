@@ -10,9 +10,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from megatron_reason.config.sampling import EngineConfig, SamplingConfig
-from megatron_reason.errors import ConfigError
-
 _MAX_LOG_RATIO = 20.0
 _QUANTILE = 0.99
 
@@ -78,34 +75,3 @@ def mismatch(trainer_T: Tensor, engine_T: Tensor) -> Mismatch:
         k3=(weight_T - 1 - clamped_T).mean().item(),
         ess=(weight_T.sum().square() / (count * weight_T.square().sum())).item(),
     )
-
-
-def check_training_rollouts(sampling: SamplingConfig, engine: EngineConfig) -> None:
-    """Refuse sampling whose distribution the trainer could not reproduce.
-
-    The trainer takes the softmax over all tokens at the rollouts' temperature. An engine that
-    samples from fewer renormalises over those, and the importance weights would be biased.
-
-    Raises:
-        ConfigError: top-p below 1, greedy decoding, or log-probs of another temperature than the
-            one that is sampled at.
-    """
-    if sampling.top_p < 1:
-        raise ConfigError(
-            "sampling.top_p",
-            f"training rollouts are sampled from all tokens; top_p is {sampling.top_p}.",
-            "Set it to 1.0 for training; evaluation may use another.",
-        )
-    if sampling.temperature == 0:
-        raise ConfigError(
-            "sampling.temperature",
-            "it is 0: greedy rollouts of a prompt are all alike, and nothing can be learnt.",
-            "Set it to 1.0.",
-        )
-    if sampling.temperature != 1 and engine.logprobs == "model":
-        raise ConfigError(
-            "engine.logprobs",
-            f"rollouts are sampled at temperature {sampling.temperature}, but the engine would "
-            "return log-probs at temperature 1.",
-            "Set engine.logprobs: sampler.",
-        )

@@ -87,7 +87,7 @@ class Source:
         if plan.hard_demos:
             return self._burst(position, plan, version)
         count = min(self.settings.updates_per_step, self.total - position.update)
-        experiences, prompts, metrics = self._experiences(position, plan, count, version)
+        experiences, prompts, metrics = self._experiences(position, plan, count)
         self._write(position.update + count, experiences)
         hard = [e.group.prompt.problem_id for e in experiences if e.credit.is_hard]
         if plan.refills:
@@ -104,7 +104,7 @@ class Source:
         return Batch(tuple(updates), after, version, metrics)
 
     def _experiences(
-        self, position: Position, plan: UpdatePlan, num_updates: int, version: int
+        self, position: Position, plan: UpdatePlan, num_updates: int
     ) -> tuple[list[Experience], int, StepMetrics]:
         """Credited groups, prompts taken so far, metrics; dropped ones are replaced if so planned.
 
@@ -116,7 +116,7 @@ class Source:
         missing = wanted
         while missing and attempts <= (self.settings.max_refills if plan.refills else 0):
             prompts = self.pool.take(missing, consumed=consumed)
-            found += self._answered(prompts, consumed, plan, version, metrics)
+            found += self._answered(prompts, consumed, plan, metrics)
             consumed += missing
             attempts += 1
             missing = wanted - sum(e.contributes for e in found)
@@ -128,9 +128,8 @@ class Source:
         return found, consumed, metrics
 
     def _answered(
-        self, prompts: Sequence[Prompt], consumed: int, plan: UpdatePlan, version: int,
-        metrics: StepMetrics,
-    ) -> list[Experience]:  # fmt: skip
+        self, prompts: Sequence[Prompt], consumed: int, plan: UpdatePlan, metrics: StepMetrics
+    ) -> list[Experience]:
         sampling = SamplingConfig(
             samples_per_prompt=plan.rollouts_per_prompt,
             temperature=self.method.temperature,
@@ -148,11 +147,10 @@ class Source:
         metrics.add("perf/rollout_tokens_per_s", tokens, collected.generate_s)
         return [
             credited(
-                self.method, group, name=f"{consumed + i}-{group.prompt.problem_id}",
-                seed=self.seed, version=version,
+                self.method, group, name=f"{consumed + i}-{group.prompt.problem_id}", seed=self.seed
             )
             for i, group in enumerate(collected.groups)
-        ]  # fmt: skip
+        ]
 
     def _burst(self, position: Position, plan: UpdatePlan, version: int) -> Batch:
         """Demonstrations of the newest prompts that nobody solved."""

@@ -135,7 +135,7 @@ def test_goes_on_after_a_kill(tmp_path, smollm2, engine):
 
 def test_refusals(tmp_path, smollm2, engine):
     twice = [sample(0, response=EXPERT), sample(1, problem=0, response=EXPERT)]
-    with pytest.raises(DataError, match="1 rows of 'in' are further solutions"):
+    with pytest.raises(DataError, match="1 rows of 'in' are further responses"):
         rewrite(tmp_path, smollm2, engine, rows=twice)
     with pytest.raises(ConfigError, match="is no folder"):
         rewrite(tmp_path, smollm2, engine, model="nowhere")

@@ -53,5 +53,5 @@ def test_refusals(tmp_path):
         shift(tmp_path / "a", BEFORE[3:], AFTER)
     with pytest.raises(DataError, match="scored in different ways: model:prompt, model:raw"):
         shift(tmp_path / "b", BEFORE, [scored(0, 1.0, 1, scorer="model:prompt")])
-    with pytest.raises(DataError, match="'old' has more than one response to 1 problems"):
+    with pytest.raises(DataError, match="1 rows of 'old' are further responses"):
         shift(tmp_path / "c", [*BEFORE, scored(9, 1.0, 1, problem=0)], AFTER)

@@ -29,7 +29,7 @@ def test_rollouts_that_could_not_be_checked_leave_their_group():
         rollout(Status.OK, 1, 2), rollout(Status.TIMEOUT, 3), rollout(Status.WRONG, 4),
         rollout(Status.CRASH, 8),
     )  # fmt: skip
-    found = credited(grpo, drawn, name="g", seed=0, version=9)
+    found = credited(grpo, drawn, name="g", seed=0)
     samples = found.samples()
     assert [(s.ids, s.advantage, s.is_correct) for s in samples] == [
         ((5, 6, 7, 1, 2), 0.5, True), ((5, 6, 7, 4), -0.5, False),
@@ -38,7 +38,7 @@ def test_rollouts_that_could_not_be_checked_leave_their_group():
     assert {s.group for s in samples} == {"g"}
     rows = found.rows("1+1=")
     assert [row["advantage"] for row in rows] == [0.5, None, -0.5, None]
-    assert {row["policy_version"] for row in rows} == {9}
+    assert {row["policy_version"] for row in rows} == {3}
     means = measured([found]).means()
     assert means["reward/mean"] == pytest.approx(0.25)
     assert means["reward/status_timeout"] == pytest.approx(0.25)
@@ -47,28 +47,28 @@ def test_rollouts_that_could_not_be_checked_leave_their_group():
 
 def test_a_group_with_nothing_left_to_compare_is_dropped_but_a_single_one_is_not():
     grpo = create_method("grpo")
-    left = credited(grpo, group(rollout(Status.OK, 1), rollout(Status.CRASH, 2)), name="g",
-                    seed=0, version=0)  # fmt: skip
+    drawn = group(rollout(Status.OK, 1), rollout(Status.CRASH, 2))
+    left = credited(grpo, drawn, name="g", seed=0)
     assert not left.contributes
-    alone = credited(grpo, group(rollout(Status.OK, 1)), name="g", seed=0, version=0)
+    alone = credited(grpo, group(rollout(Status.OK, 1)), name="g", seed=0)
     assert [s.advantage for s in alone.samples()] == [1.0]
 
 
 def test_the_demonstration_carries_its_own_advantage_and_factor():
     lese = create_method("lese", max_reward=1.0, max_std=0.5)
     drawn = group(rollout(Status.OK, 1), rollout(Status.WRONG, 2))
-    *rollouts, demo = credited(lese, drawn, name="g", seed=0, version=0).samples()
+    *rollouts, demo = credited(lese, drawn, name="g", seed=0).samples()
     assert demo.role == Role.DEMO
     assert (demo.ids, demo.num_prompt_tokens, demo.group) == (DEMO.ids, 3, "g")
     assert demo.coef == pytest.approx(1 - rollouts[0].coef)
-    luffy = credited(create_method("luffy"), drawn, name="g", seed=0, version=0).samples()
+    luffy = credited(create_method("luffy"), drawn, name="g", seed=0).samples()
     assert luffy[-1].advantage == pytest.approx(1 / 3)
 
 
 def test_an_empty_answer_is_counted_and_teaches_nothing():
     grpo = create_method("grpo")
-    found = credited(grpo, group(rollout(Status.NO_ANSWER), rollout(Status.OK, 1)), name="g",
-                     seed=0, version=0)  # fmt: skip
+    drawn = group(rollout(Status.NO_ANSWER), rollout(Status.OK, 1))
+    found = credited(grpo, drawn, name="g", seed=0)
     assert [s.ids for s in found.samples()] == [(5, 6, 7, 1)]
     assert measured([found]).means()["reward/status_no_answer"] == pytest.approx(0.5)
 
@@ -78,7 +78,7 @@ def test_the_coin_of_a_group_is_fixed_by_seed_and_name():
     drawn = group(rollout(Status.OK, 1), rollout(Status.WRONG, 2))
 
     def alpha(name: str, seed: int) -> float:
-        return credited(method, drawn, name=name, seed=seed, version=0).credit.rollout_coef
+        return credited(method, drawn, name=name, seed=seed).credit.rollout_coef
 
     assert alpha("a", 1) == alpha("a", 1)
     assert len({alpha("a", 1), alpha("b", 1), alpha("a", 2)}) == 3

@@ -3,9 +3,7 @@ import math
 import pytest
 import torch
 
-from megatron_reason.config.sampling import EngineConfig, SamplingConfig
-from megatron_reason.errors import ConfigError
-from megatron_reason.rollout.mismatch import check_training_rollouts, mismatch
+from megatron_reason.rollout.mismatch import mismatch
 
 
 def test_values_by_hand() -> None:
@@ -60,25 +58,3 @@ def test_impossible_tokens_are_counted_and_do_not_spoil_the_rest() -> None:
 def test_names_are_those_of_the_metrics_page() -> None:
     logged = mismatch(torch.zeros(1), torch.zeros(1)).metrics()
     assert {"mismatch/logprob_abs_diff", "mismatch/k3_kl", "mismatch/ess"} <= logged.keys()
-
-
-@pytest.mark.parametrize(
-    ("sampling", "logprobs", "key"),
-    [
-        ({"top_p": 0.95}, "sampler", "sampling.top_p"),
-        ({"temperature": 0.0}, "sampler", "sampling.temperature"),
-        ({"temperature": 0.85}, "model", "engine.logprobs"),
-    ],
-)
-def test_rollouts_that_the_trainer_cannot_follow_are_refused(
-    sampling: dict[str, float], logprobs: str, key: str
-) -> None:
-    engine = EngineConfig.model_validate({"logprobs": logprobs})
-    with pytest.raises(ConfigError) as caught:
-        check_training_rollouts(SamplingConfig.model_validate(sampling), engine)
-    assert caught.value.where == key
-
-
-def test_other_rollouts_are_fine() -> None:
-    check_training_rollouts(SamplingConfig(), EngineConfig())
-    check_training_rollouts(SamplingConfig(temperature=0.85), EngineConfig(logprobs="sampler"))

@@ -93,7 +93,7 @@ def test_rule_finds_what_is_planted(tree: Path, rule: str):
         ("megatron_reason/ops/value.py", '"""A long docstring."""\n' + "# note\n\n" * 500),
         ("megatron_reason/ops/value.py", "def f():\n" + lines(79, "    ")),
         ("megatron_reason/ops/value.py", "x = 1\nassert x == 1, 'one is one'\n"),
-        ("examples/run.yaml", "dir: ~/work/runs\n"),
+        ("examples/run.yaml", "dir: ~/experiments/runs\n"),
     ],
 )
 def test_what_is_allowed_is_not_found(tree: Path, path: str, text: str):
