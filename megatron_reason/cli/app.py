@@ -10,7 +10,7 @@ import warnings
 import typer
 
 from megatron_reason import __version__
-from megatron_reason.cli import convert, evaluate, inspect, run
+from megatron_reason.cli import convert, evaluate, inspect, run, serve
 from megatron_reason.errors import ReasonError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command("resume-check")(run.resume_check)
 app.command("stage")(run.stage)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(evaluate.report)
+app.command("serve")(serve.serve)
 app.add_typer(convert.app, name="convert")
 app.command("list")(inspect.list_)
 app.command("show")(inspect.show)

@@ -25,8 +25,15 @@ class SamplingConfig(Strict):
 class EngineConfig(Strict):
     """Section `engine`: the process that generates text."""
 
-    name: Literal["vllm", "transformers"] = "vllm"
-    """vLLM in a process of its own, or transformers' `generate` where vLLM is not installed."""
+    name: Literal["vllm", "vllm-server", "transformers"] = "vllm"
+    """vLLM in a process of its own, vLLM behind HTTP on other machines (`mreason serve`), or
+    transformers' `generate` where vLLM is not installed."""
+    servers: tuple[str, ...] = ()
+    """URLs of the servers that `vllm-server` asks."""
+    servers_folder: str | None = None
+    """Folder in which those servers register, in place of their URLs."""
+    num_servers: int = Field(default=1, ge=1)
+    """Servers to wait for in that folder."""
     max_model_len: int = Field(default=1024, ge=1)
     """Longest prompt plus response in tokens."""
     max_num_seqs: int = Field(default=64, ge=1)

@@ -83,17 +83,32 @@ def weighted_loss(
     terms: Sequence[Term], losses_T: Mapping[str, Tensor], batch: PackedBatch,
     counts: Mapping[str, TermCounts],
 ) -> tuple[Tensor, StepMetrics]:  # fmt: skip
-    """This micro-batch's share of the loss, and of each term's mean.
+    """`weighted_losses` of a whole micro-batch, summed: the scalar to call backward on.
 
     Args:
         terms: summands, as declared.
         losses_T: [T] unreduced, unmasked values of each term; keys equal the terms' names.
         batch: the micro-batch.
         counts: what `global_counts` returned.
+    """
+    weights_T = {term.name: token_weights(term, batch, counts) for term in terms}
+    share_T, metrics = weighted_losses(terms, losses_T, weights_T)
+    return share_T.sum(), metrics
+
+
+def weighted_losses(
+    terms: Sequence[Term], losses_T: Mapping[str, Tensor], weights_T: Mapping[str, Tensor]
+) -> tuple[Tensor, StepMetrics]:
+    """The share of each token in the loss, and of all of them in each term's mean.
+
+    Args:
+        terms: summands, as declared.
+        losses_T: [T] unreduced, unmasked values of each term; keys equal the terms' names.
+        weights_T: [T] what `token_weights` returned for each term.
 
     Returns:
-        Scalar to call backward on; the shares of all micro-batches of all ranks add up to the
-        loss. Metrics named by the terms, whose mean is the term without its coefficient.
+        [T] whose sum is to be differentiated; the sums of all micro-batches of all ranks add up to
+        the loss. Metrics named by the terms, whose mean is the term without its coefficient.
     """
     assert set(losses_T) == {term.name for term in terms}, (
         f"token_losses returned {sorted(losses_T)}, terms declared {[t.name for t in terms]}"
@@ -102,15 +117,14 @@ def weighted_loss(
     shares: list[Tensor] = []
     for term in terms:
         value_T = losses_T[term.name]
-        weight_T = token_weights(term, batch, counts).to(value_T.dtype)
+        weight_T = weights_T[term.name].to(value_T.dtype)
         # A masked token's value may be inf or NaN: select, never multiply by zero.
-        kept_T = torch.where(weight_T > 0, value_T, 0.0)
-        share = (weight_T * kept_T).sum()
+        share_T = weight_T * torch.where(weight_T > 0, value_T, 0.0)
         if term.coef:
-            shares.append(term.coef * share)
+            shares.append(term.coef * share_T)
         # Every rank adds the same total count once per step, in `means_of`; here only the share.
-        metrics.add(term.metric, float(share.detach()), 0.0)
-    return torch.stack(shares).sum(), metrics
+        metrics.add(term.metric, float(share_T.detach().sum()), 0.0)
+    return torch.stack(shares).sum(0), metrics
 
 
 def means_of(terms: Sequence[Term], merged: StepMetrics) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What Megatron's schedule calls: micro-batch -> hidden states -> TokenStats -> one scalar.
 
-T packed tokens, N of them supervised, D hidden width. Only supervised positions reach the LM head.
-Not here: anything a particular method does.
+T packed tokens, N of them supervised, C of those in a chunk, D hidden width. Only supervised
+positions reach the LM head. Not here: anything a particular method does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +13,15 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor, nn
 
-from megatron_reason.engine.aggregation import TermCounts, weighted_loss
+from megatron_reason.engine.aggregation import (
+    TermCounts,
+    token_weights,
+    weighted_loss,
+    weighted_losses,
+)
 from megatron_reason.models.build import head_weight, stats_backend, vocab_size
-from megatron_reason.ops.token_stats import HeadOptions, token_stats
+from megatron_reason.ops.streaming import streamed_loss
+from megatron_reason.ops.token_stats import HeadOptions, chosen_backend, token_stats
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
 from megatron_reason.schema.method import Term
 from megatron_reason.schema.metrics import StepMetrics
@@ -51,6 +57,8 @@ class LossSpec:
     token_losses: TokenLosses
     counts: Mapping[str, TermCounts]
     head: Head = PLAIN
+    whole_sequences: bool = False
+    """Whether `token_losses` must see every token of a sequence at once."""
 
 
 def training_step(spec: LossSpec, topology: Topology) -> ForwardStep:
@@ -60,15 +68,65 @@ def training_step(spec: LossSpec, topology: Topology) -> ForwardStep:
         batch = next(batches)
 
         def loss(hidden: Tensor) -> tuple[Tensor, Tensor, StepMetrics]:
-            stats = batch_stats(model, hidden, batch, topology, spec.head)
-            losses_T = spec.token_losses(stats, batch)
-            share, metrics = weighted_loss(spec.terms, losses_T, batch, spec.counts)
+            share, stats, metrics = batch_loss(model, hidden, batch, topology, spec)
             metrics.merge(_entropies(stats, batch))
             return share, _no_tokens(), metrics
 
         return _hidden(model, batch), loss
 
     return forward_step
+
+
+def batch_loss(
+    model: nn.Module, hidden: Tensor, batch: PackedBatch, topology: Topology, spec: LossSpec
+) -> tuple[Tensor, TokenStats, StepMetrics]:
+    """A micro-batch's share of the loss, its statistics, and its share of every term's mean.
+
+    The gradient of the head is formed while its logits are there, wherever a token's loss needs no
+    other token's statistics, nor a reference's distribution.
+
+    Args:
+        model: this rank's last pipeline stage.
+        hidden: [T, 1, D], or [T / tp, 1, D] under sequence parallelism.
+        batch: the micro-batch.
+        topology: this rank's place.
+        spec: the loss.
+    """
+    is_streamed = not spec.whole_sequences and batch.ref_hidden_ND is None
+    if is_streamed and chosen_backend(stats_backend(model)) == "torch":
+        return _streamed(model, hidden, batch, topology, spec)
+    stats = batch_stats(model, hidden, batch, topology, spec.head)
+    losses_T = spec.token_losses(stats, batch)
+    share, metrics = weighted_loss(spec.terms, losses_T, batch, spec.counts)
+    return share, stats, metrics
+
+
+def _streamed(
+    model: nn.Module, hidden: Tensor, batch: PackedBatch, topology: Topology, spec: LossSpec
+) -> tuple[Tensor, TokenStats, StepMetrics]:
+    metrics = StepMetrics()
+    weights_T = {term.name: token_weights(term, batch, spec.counts) for term in spec.terms}
+
+    def chunk_loss(stats: TokenStats, rows: slice) -> Tensor:
+        position_C = batch.supervised_N[rows]
+        losses_C = spec.token_losses(stats, batch.part(position_C))
+        weights_C = {name: weight_T[position_C] for name, weight_T in weights_T.items()}
+        share_C, measured = weighted_losses(spec.terms, losses_C, weights_C)
+        metrics.merge(measured)
+        return share_C
+
+    weight = head_weight(model)
+    share, stats = streamed_loss(
+        _supervised_rows(hidden, batch).to(weight.dtype),
+        weight,
+        batch.target_T[batch.supervised_N],
+        chunk_loss,
+        tp_group=topology.tp_group,
+        temperature=spec.head.temperature,
+        vocab_size=vocab_size(model),
+        options=spec.head.options,
+    )
+    return share, _aligned(stats, batch), metrics
 
 
 def statistics_step(
@@ -130,11 +188,7 @@ def batch_stats(
         options=head.options,
         reference=compared,
     )
-    return TokenStats(
-        _scattered(stats.logprob_T, batch),
-        _scattered(stats.entropy_T, batch),
-        None if stats.kl_ref_T is None else _scattered(stats.kl_ref_T, batch),
-    )
+    return _aligned(stats, batch)
 
 
 def _supervised_rows(hidden: Tensor, batch: PackedBatch) -> Tensor:
@@ -157,6 +211,15 @@ def _hidden(model: nn.Module, batch: PackedBatch) -> Tensor:
         position_ids=batch.position_T[None],
         attention_mask=None,
         packed_seq_params=packed,
+    )
+
+
+def _aligned(stats: TokenStats, batch: PackedBatch) -> TokenStats:
+    """Statistics [N] of the supervised positions as [T], 0 elsewhere."""
+    return TokenStats(
+        _scattered(stats.logprob_T, batch),
+        _scattered(stats.entropy_T, batch),
+        None if stats.kl_ref_T is None else _scattered(stats.kl_ref_T, batch),
     )
 
 

@@ -110,6 +110,7 @@ def accumulate(
     spec = LossSpec(
         terms, method.token_losses, counts,
         Head(temperature=method.temperature, reference=trainable.reference),
+        whole_sequences=method.required().whole_sequences,
     )  # fmt: skip
     local = backpropagate(trainable, batches, spec)
     return terms, _reduced(local, topology, trainable.device)

@@ -44,6 +44,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def is_asleep(self) -> bool:
+        """Whether it gave its memory back, and must be woken before anything else."""
+        ...
+
+    @property
     def policy_version(self) -> int:
         """Version of the weights: how often folders were loaded, or what `update_weights` said."""
         ...

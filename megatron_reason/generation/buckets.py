@@ -7,15 +7,20 @@ left behind when either side is killed. Not here: which tensors there are, and w
 import os
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+SHARED_MEMORY = "shared_memory"
+"""Name of the transport between processes of one machine, as vLLM's configuration has it."""
+TCP = "tcp"
+"""Name of the transport between machines."""
 _ALIGNMENT = 64
 _WORDS_PER_ROW = 1024
 _ROW_BYTES = 8 * _WORDS_PER_ROW
@@ -37,6 +42,11 @@ class Entry:
     def nbytes(self) -> int:
         """Size in bytes."""
         return prod(self.shape) * getattr(torch, self.dtype).itemsize
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Entry":
+        """The inverse of `dataclasses.asdict`, after JSON made a list of the shape."""
+        return replace(cls(**fields), shape=tuple(fields["shape"]))
 
 
 Bucket = Sequence[tuple[Entry, Tensor]]

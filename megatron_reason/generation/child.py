@@ -70,6 +70,11 @@ class Child:
         """Process id; the id of its process group, too."""
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
+
     def send(self, message: object, timeout_s: float) -> None:
         """Send a message.
 

@@ -8,6 +8,7 @@ from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.errors import PlatformError
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.hf_engine import HFEngine
+from megatron_reason.generation.server_engine import ServerEngine
 from megatron_reason.generation.vllm_engine import VllmEngine
 
 
@@ -22,6 +23,8 @@ def open_engine(
     """
     if config.name == "transformers":
         return HFEngine(hf_folder, config, dtype=dtype)
+    if config.name == "vllm-server":
+        return ServerEngine(hf_folder, config, dtype=dtype)
     if find_spec("vllm") is None:
         raise PlatformError(
             "engine.name",

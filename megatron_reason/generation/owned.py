@@ -63,6 +63,7 @@ class OwnedEngine(ABC):
         self._folder_version = 0
         self._is_filled = False
         self._deaths = 0
+        self._is_asleep = False
         self.refill: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
@@ -80,6 +81,11 @@ class OwnedEngine(ABC):
     @abstractmethod
     def is_open(self) -> bool:
         """Whether it can be asked."""
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it gave its memory back."""
+        return self._is_asleep
 
     @property
     def policy_version(self) -> int:
@@ -134,6 +140,7 @@ class OwnedEngine(ABC):
         stop_token_ids: Sequence[int] = (),
     ) -> Generator[tuple[int, list[Completion]], None, None]:
         """Each prompt's continuations as soon as they are there; see `Engine.stream`."""
+        self._check_awake()
         check_prompts(prompts, self._config.max_model_len)
         seeds = request_seeds(prompts, sampling)
         left = {
@@ -154,6 +161,7 @@ class OwnedEngine(ABC):
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of given tokens; see `Engine.score`."""
+        self._check_awake()
         check_prompts(sequences, self._config.max_model_len)
         while True:
             try:
@@ -168,6 +176,7 @@ class OwnedEngine(ABC):
             GenerationError: another architecture (this engine goes on as it was), or the engine
                 died or hung too often.
         """
+        self._check_awake()
         check_same_architecture(self._folder, folder)
         self._folder = folder
         try:
@@ -181,6 +190,7 @@ class OwnedEngine(ABC):
 
     def update_weights(self, buckets: "Iterable[Mapping[str, Tensor]]", *, version: int) -> None:
         """Answer with these weights from now on; see `Engine.update_weights`."""
+        self._check_awake()
         digest = sha256()
         is_complete = False
         try:
@@ -209,7 +219,7 @@ class OwnedEngine(ABC):
         )  # fmt: skip
         self._weights = weights_fingerprint(self._folder)
         self._policy_version = self._folder_version
-        self._is_filled = False
+        self._is_filled = self._is_asleep = False
         try:
             self._start()
         except EngineDiedError as error:
@@ -228,10 +238,20 @@ class OwnedEngine(ABC):
                 "Set engine.sleep_mode: true.",
             )
         self._sleep()
+        self._is_asleep = True
 
     def wake(self) -> None:
-        """Take memory again."""
+        """Take memory again.
+
+        Raises:
+            EngineDiedError: it died asleep.
+        """
         self._wake()
+        self._is_asleep = False
+
+    def _check_awake(self) -> None:
+        if self._is_asleep:
+            raise GenerationError(str(self._folder), "this engine sleeps.", "Call wake() first.")
 
     @abstractmethod
     def _start(self) -> None:

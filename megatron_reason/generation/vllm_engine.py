@@ -6,7 +6,6 @@ was sampled from, as `EngineConfig.logprobs` says. Not here: what the child does
 (`owned.py`).
 """
 
-import os
 import time
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from megatron_reason.generation.base import Completion
 from megatron_reason.generation.buckets import Bucket, SharedBuffer
 from megatron_reason.generation.child import Child
 from megatron_reason.generation.owned import OwnedEngine, Request
+from megatron_reason.generation.vllm_arguments import engine_environment
 from megatron_reason.generation.vllm_process import (
     ENTRY,
     Drawn,
@@ -96,7 +96,9 @@ class VllmEngine(OwnedEngine):
 
     def _start(self) -> None:
         started_s = time.monotonic()
-        self._child = Child(ENTRY, self._log_path, environment=_environment())
+        # One process holds the model; see vllm_process.py.
+        environment = {**engine_environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        self._child = Child(ENTRY, self._log_path, environment=environment)
         self._is_open = True
         _log.info("vLLM starts on %s; its log is %s", self._folder, self._log_path)
         self._ask(Start(str(self._folder), self._dtype, self._config), "the engine to start")
@@ -182,15 +184,3 @@ class VllmEngine(OwnedEngine):
     def _completion(self, drawn: Drawn) -> Completion:
         finish = Finish.STOP if drawn.stopped else Finish.LENGTH
         return Completion(drawn.token_ids, drawn.logprobs, finish, self._policy_version)
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
-        # Threads that spin at barriers make every step ten times slower on cores that are shared.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # The folder is all that is needed; no hub is asked for anything.
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-    }

@@ -12,20 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
-from megatron_reason.generation.buckets import Entry
+from megatron_reason.generation.buckets import SHARED_MEMORY, Entry
+from megatron_reason.generation.vllm_arguments import engine_arguments
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.config.model import LogprobsMode
     from vllm.v1.engine.llm_engine import LLMEngine
 
 ENTRY = f"{__name__}:serve"
-_BLOCK_SIZE = 32
-_TOKENS_PER_STEP = 2048
-_MIB = 1 << 20
-_EXTENSION = "megatron_reason.generation.vllm_transfer.WorkerExtension"
-_BACKEND = "shared_memory"
-_LOGPROBS: "dict[str, LogprobsMode]" = {"model": "raw_logprobs", "sampler": "processed_logprobs"}
 
 
 @dataclass(frozen=True)
@@ -172,37 +166,11 @@ def _start(command: Start) -> "LLMEngine":
     from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    config = command.config
-    if current_platform.is_cpu():
-        device: dict[str, Any] = {
-            "enforce_eager": True,
-            "block_size": _BLOCK_SIZE,
-            "kv_cache_memory_bytes": config.kv_cache_mb * _MIB,
-            # With chunks, a seeded request whose prompt is cut rewinds its generator, which CPU
-            # generators cannot ("CPU Generator does not use offset").
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(_TOKENS_PER_STEP, config.max_model_len),
-        }
-    else:
-        device = {
-            "gpu_memory_utilization": config.gpu_memory_fraction,
-            "enable_sleep_mode": config.sleep_mode,
-        }
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            model=command.folder,
-            skip_tokenizer_init=True,
-            dtype=command.dtype,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            enable_prefix_caching=True,
-            logprobs_mode=_LOGPROBS[config.logprobs],
-            disable_log_stats=True,
-            worker_extension_cls=_EXTENSION,
-            weight_transfer_config=WeightTransferConfig(backend=_BACKEND),
-            **device,
-        )
+    arguments = engine_arguments(
+        command.folder, command.dtype, command.config, is_cpu=current_platform.is_cpu()
     )
+    transfer = WeightTransferConfig(backend=SHARED_MEMORY)
+    return LLMEngine.from_engine_args(EngineArgs(**arguments, weight_transfer_config=transfer))
 
 
 def _generate(engine: "LLMEngine", command: Generate) -> Iterator[PromptDone]:

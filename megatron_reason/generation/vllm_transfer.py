@@ -1,12 +1,14 @@
-"""What runs inside vLLM's workers: weights come from shared memory into a live model.
+"""What runs inside vLLM's workers: weights come from the trainer's memory into a live model.
 
 vLLM has the interfaces (a weight-transfer engine, a worker extension) and loads tensors by Hugging
-Face's names; here is the transport for a trainer on the same machine. Imported by vLLM's workers
-alone. Not here: who fills the memory (`buckets.py`), and the commands (`vllm_process.py`).
+Face's names; here are the transports, for a trainer on the same machine and for one elsewhere.
+Imported by vLLM's workers alone. Not here: who fills the memory (`buckets.py`,
+`bucket_server.py`), and the commands (`vllm_process.py`, `server_engine.py`).
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
@@ -20,9 +22,16 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from megatron_reason.errors import GenerationError
-from megatron_reason.generation.buckets import Entry, checksum, mapped, size_of, views
-
-BACKEND = "shared_memory"
+from megatron_reason.generation.bucket_server import Address, fetched
+from megatron_reason.generation.buckets import (
+    SHARED_MEMORY,
+    TCP,
+    Entry,
+    checksum,
+    mapped,
+    size_of,
+    views,
+)
 
 
 class WorkerExtension:
@@ -48,18 +57,32 @@ class NoInit(WeightTransferInitInfo):
 
 
 @dataclass
-class BucketInfo(WeightTransferUpdateInfo):
-    """Where a bucket lies and what is in it."""
+class MappedBucket(WeightTransferUpdateInfo):
+    """In which shared memory a bucket lies and what is in it."""
 
     path: str
     entries: list[Entry]
 
 
-class SharedMemoryTransfer(WeightTransferEngine[NoInit, BucketInfo]):
-    """Loads buckets that the trainer's process has put into shared memory."""
+@dataclass
+class RemoteBucket(WeightTransferUpdateInfo):
+    """From where a bucket can be fetched and what is in it; both as HTTP brings them."""
+
+    address: dict[str, Any]
+    entries: list[dict[str, Any]]
+
+
+Info = TypeVar("Info", bound=WeightTransferUpdateInfo)
+
+
+class BucketTransfer(WeightTransferEngine[NoInit, Info], Generic[Info]):
+    """Loads buckets of tensors that the trainer's process holds."""
 
     init_info_cls = NoInit
-    update_info_cls = BucketInfo
+
+    @abstractmethod
+    def bucket(self, info: Info) -> tuple[torch.Tensor, list[Entry]]:
+        """The bytes of a bucket, and what is in it."""
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
         """Nothing to do."""
@@ -74,14 +97,14 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, BucketInfo]):
         if not current_platform.is_cpu():
             torch.accelerator.synchronize()
 
-    def receive_weights(self, update_info: BucketInfo) -> None:
+    def receive_weights(self, update_info: Info) -> None:
         """Check one bucket and load it.
 
         Raises:
             GenerationError: other bytes than were put there.
         """
-        memory = mapped(update_info.path, size_of(update_info.entries))
-        tensors = dict(zip(update_info.entries, views(memory, update_info.entries), strict=True))
+        memory, entries = self.bucket(update_info)
+        tensors = dict(zip(entries, views(memory, entries), strict=True))
         for entry, tensor in tensors.items():
             if (found := checksum(tensor)) != entry.checksum:
                 raise GenerationError(
@@ -112,8 +135,30 @@ class SharedMemoryTransfer(WeightTransferEngine[NoInit, BucketInfo]):
         """Nothing is held."""
 
 
+class SharedMemoryTransfer(BucketTransfer[MappedBucket]):
+    """For a trainer on the same machine."""
+
+    update_info_cls = MappedBucket
+
+    def bucket(self, info: MappedBucket) -> tuple[torch.Tensor, list[Entry]]:
+        """The trainer's memory itself."""
+        return mapped(info.path, size_of(info.entries)), info.entries
+
+
+class TcpTransfer(BucketTransfer[RemoteBucket]):
+    """For a trainer on another machine."""
+
+    update_info_cls = RemoteBucket
+
+    def bucket(self, info: RemoteBucket) -> tuple[torch.Tensor, list[Entry]]:
+        """A copy of the trainer's memory."""
+        entries = [Entry.from_json(entry) for entry in info.entries]
+        return fetched(Address(**info.address), size_of(entries)), entries
+
+
 def _lies_in(tensor: torch.Tensor, memory: torch.Tensor) -> bool:
     return tensor.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()
 
 
-WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryTransfer)
+WeightTransferEngineFactory.register_engine(SHARED_MEMORY, SharedMemoryTransfer)
+WeightTransferEngineFactory.register_engine(TCP, TcpTransfer)

@@ -50,8 +50,9 @@ class PolicyConfig(RolloutConfig):
     """Estimator of that penalty; `k3_plus` has the value of k3 and the gradient of k2."""
     entropy_bonus: float = Field(default=0.0, ge=0)
     """Weight of the mean entropy that is added to the objective."""
-    tis: Literal["none", "token", "sequence"] = "none"
-    """Truncated importance weights for the gap between engine and trainer."""
+    tis: Literal["none", "token", "sequence"] = "token"
+    """Truncated importance weights for the gap between engine and trainer, which the published
+    methods leave uncorrected: `none` is theirs to the letter."""
     tis_cap: float = Field(default=2.0, gt=0)
     """Largest such weight."""
 
@@ -75,6 +76,7 @@ class PolicyMethod(RolloutMethod[P], Generic[P]):
             roles=self.needs.roles,
             stats=self.needs.stats | stats,
             frozen=self.needs.frozen | {what for what, is_needed in frozen.items() if is_needed},
+            whole_sequences="sequence" in (config.ratio, config.tis),
         )
 
     def credit(self, group: GroupOutcome) -> Credit:

@@ -15,6 +15,7 @@ without_w_sft, without_w_rl) set a weight to 1, its factor included.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -118,10 +119,14 @@ class SRFT(RolloutMethod[SRFTConfig]):
     )  # fmt: skip
 
     def required(self) -> Needs:
-        """Entropies of the whole batch, where the scope reaches beyond a sequence."""
-        if self.config.entropy_scope in ("token", "sequence"):
-            return self.needs
-        return Needs(self.needs.roles, self.needs.stats, frozenset({Frozen.COEFFICIENTS}))
+        """What the scope of the entropy reaches beyond the token: its sequence, or the batch."""
+        match self.config.entropy_scope:
+            case "token":
+                return self.needs
+            case "sequence":
+                return replace(self.needs, whole_sequences=True)
+            case "subset" | "batch":
+                return replace(self.needs, frozen=frozenset({Frozen.COEFFICIENTS}))
 
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """Likelihood and reinforcement of demonstrations, correct and wrong rollouts."""

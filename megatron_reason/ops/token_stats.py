@@ -66,7 +66,7 @@ def token_stats(  # noqa: PLR0913 - the public signature other code relies on
     """
     request = Request(tp_group, vocab_size, temperature, options, extras)
     check_head(hidden, weight, target, request, reference)
-    chosen = _chosen(backend)
+    chosen = chosen_backend(backend)
     if chosen == "reference":
         return oracle_stats(hidden, weight, target, request, reference)
     if chosen == "triton":
@@ -101,15 +101,19 @@ def token_stats_from_logits(  # noqa: PLR0913 - the public signature other code 
     return logits_stats(logits, target, request, reference_logits)
 
 
-def _chosen(backend: str) -> str:
-    """Backend for an LM head."""
+def chosen_backend(backend: Backend) -> Backend:
+    """What `backend` stands for with an LM head, logged once.
+
+    Raises:
+        PlatformError: as in `token_stats`.
+    """
     if _known(backend) == "triton" and importlib.util.find_spec("triton") is None:
         raise PlatformError(
             "token_stats backend 'triton'",
             "Triton is not installed.",
             "Use backend 'auto' or 'torch', or install triton.",
         )
-    chosen = "torch" if backend == "auto" else backend
+    chosen: Backend = "torch" if backend == "auto" else backend
     _announce(chosen)
     return chosen
 

@@ -5,7 +5,7 @@ of each `_T` array belongs to the token `target_T[t]` that position t predicts, 
 re-derives the shift by one. Not here: how sequences are packed (`engine/packing.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -124,6 +124,8 @@ class PackedBatch:
     """[N, D]: the reference model's hidden states, for a divergence over the vocabulary."""
     coef_T: Tensor | None = None
     """[T]: what `Method.coefficients` made of the whole global batch; 0 where unsupervised."""
+    is_part: bool = False
+    """Whether it is a `part`, in which sequences are not whole."""
 
     @property
     def num_tokens(self) -> int:
@@ -143,6 +145,32 @@ class PackedBatch:
         }
         return PackedBatch(**moved)
 
+    def part(self, position_C: Tensor) -> "PackedBatch":
+        """The tokens at some supervised positions; what is per sequence stays as it is.
+
+        Args:
+            position_C: int64 [C], a slice of `supervised_N`.
+        """
+
+        def optional(value_T: Tensor | None) -> Tensor | None:
+            return None if value_T is None else value_T[position_C]
+
+        return replace(
+            self,
+            ids_T=self.ids_T[position_C],
+            target_T=self.target_T[position_C],
+            position_T=self.position_T[position_C],
+            segment_T=self.segment_T[position_C],
+            loss_mask_T=self.loss_mask_T[position_C],
+            supervised_N=torch.arange(len(position_C), device=position_C.device),
+            old_logprob_T=self.old_logprob_T[position_C],
+            rollout_logprob_T=self.rollout_logprob_T[position_C],
+            ref_logprob_T=optional(self.ref_logprob_T),
+            ref_hidden_ND=None,
+            coef_T=optional(self.coef_T),
+            is_part=True,
+        )
+
     def role_mask_T(self, role: Role) -> Tensor:
         """Bool [T]: supervised positions of the sequences with `role`."""
         return self.per_token(self.role_S == ROLE_INDEX[role]) & self.loss_mask_T
@@ -152,7 +180,15 @@ class PackedBatch:
         return torch.cat([value_S, value_S.new_zeros(1)])[self.segment_T]
 
     def sequence_sums(self, value_T: Tensor) -> Tensor:
-        """[S]: sum of `value_T` over the supervised tokens of each sequence."""
+        """[S]: sum of `value_T` over the supervised tokens of each sequence.
+
+        Raises:
+            NotImplementedError: a method asks that did not declare its need.
+        """
+        if self.is_part:
+            raise NotImplementedError(
+                "a method that sums over sequences must declare Needs(whole_sequences=True)"
+            )
         segment_N = self.segment_T[self.supervised_N]
         sums_S = value_T.new_zeros(self.num_sequences + 1)
         return sums_S.index_add(0, segment_N, value_T[self.supervised_N])[:-1]

@@ -99,6 +99,9 @@ class Needs:
     """Statistics it uses."""
     frozen: frozenset[Frozen] = frozenset()
     """Constants per token it uses."""
+    whole_sequences: bool = False
+    """Whether a token's values depend on other tokens of its sequence. Without, the engine may ask
+    for the values of any few tokens, and has their gradient before it goes on to the next."""
 
 
 @dataclass(frozen=True)

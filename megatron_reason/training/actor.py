@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_reason.config.template import TemplateConfig
-from megatron_reason.errors import ConfigError
+from megatron_reason.errors import ConfigError, EngineDiedError
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.open import open_engine
 from megatron_reason.generation.templates import Template, load_template
@@ -41,6 +41,8 @@ class Actor:
     engine: Engine
     monitor: Monitor | None
     background: ThreadPoolExecutor
+    sleeps: bool
+    """Whether the engine gives its memory back during the updates."""
     _ahead: Future[Batch] | None = None
 
     def batch(self, position: Position, *, version: int) -> Batch:
@@ -63,6 +65,20 @@ class Actor:
         if self._ahead is not None:
             self._ahead.result()
 
+    def rest(self) -> None:
+        """The engine is not needed for a while."""
+        if self.sleeps:
+            self.engine.sleep()
+
+    def rouse(self) -> None:
+        """The engine is needed again; one that died asleep is started with older weights."""
+        if not self.sleeps:
+            return
+        try:
+            self.engine.wake()
+        except EngineDiedError as error:
+            self.engine.restart(error)
+
     def measure(self, update: int) -> dict[str, float]:
         """What the monitor finds; nothing without one."""
         return {} if self.monitor is None else self.monitor.measure(update)
@@ -81,9 +97,17 @@ def acting(
         vocabulary: embeddings of the model.
 
     Raises:
-        ReasonError: prompts, demonstrations, engine or graders that cannot be used.
+        ReasonError: prompts, demonstrations, engine or graders that cannot be used, or settings
+            that exclude each other.
     """
     method, settings = build_method(job.method), rollout.settings
+    if rollout.engine.sleep_mode and settings.steps_ahead:
+        raise ConfigError(
+            "engine.sleep_mode",
+            "the engine cannot sleep during the updates: with rollout.steps_ahead 1 it answers the "
+            "next prompts then.",
+            "Set engine.sleep_mode: false, or rollout.steps_ahead: 0.",
+        )
     template = load_template(job.template or TemplateConfig(), job.model_folder)
     data = _table(job, method, template, vocabulary)
     joins = joins_demos(method)
@@ -117,7 +141,7 @@ def acting(
             folder=job.output / ROLLOUTS,
         )
         background = stack.enter_context(ThreadPoolExecutor(1, "ahead"))
-        yield Actor(source, engine, monitor, background)
+        yield Actor(source, engine, monitor, background, sleeps=told.sleep_mode)
 
 
 def joins_demos(method: Method[Any]) -> bool:

@@ -151,6 +151,7 @@ class Online:
         goes_on = batch.after.update < self._total
         if is_ahead and goes_on and self.actor is not None:
             self.actor.go_ahead(batch.after, version=state.update)
+        self.tell(lambda: actor().rest())
         updates, prepass_s = self._with_logprobs(batch)
         metrics = StepMetrics()
         for index, samples in enumerate(updates):
@@ -160,6 +161,7 @@ class Online:
             # From here on the engine is idle, and may take other weights.
             self.tell(lambda: actor().wait())
         waited = time.perf_counter()
+        self.tell(lambda: actor().rouse())
         report = self.sync.push(batch.after.update)
         values = metrics.means() | batch.metrics.means() | logprob_gap(updates) | report.metrics()
         after = self._advanced(state, batch, updates)

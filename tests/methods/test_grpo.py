@@ -24,7 +24,7 @@ def test_golden_advantages() -> None:
 
 def test_on_policy_it_is_reinforce_with_a_loss_of_zero() -> None:
     batch = fixture_f.batch((Role.ROLLOUT,) * 2, (0, 3), advantages=(1.0, -1.0))
-    method = create_method("grpo", old_policy="current")
+    method = golden.published("grpo", old_policy="current")
     loss, gradient, _ = run(method, batch, keep=(0, 3))
     assert loss == pytest.approx(0.0, abs=1e-15)
     demos = fixture_f.batch((Role.DEMO,) * 2, (0, 3))
@@ -51,8 +51,12 @@ def test_dapo_punishes_length_softly() -> None:
 
 
 def test_needs_follow_the_settings() -> None:
-    assert create_method("grpo").required().frozen == {Frozen.OLD_LOGPROB}
-    assert create_method("grpo", old_policy="current").required().frozen == frozenset()
+    both = {Frozen.OLD_LOGPROB, Frozen.ROLLOUT_LOGPROB}
+    assert create_method("grpo").required().frozen == both
+    uncorrected = create_method("grpo", tis="none")
+    assert uncorrected.required().frozen == {Frozen.OLD_LOGPROB}
+    current = create_method("grpo", tis="none", old_policy="current")
+    assert current.required().frozen == frozenset()
     bypass = create_method("grpo", old_policy="rollout", kl_weight=0.1).required().frozen
     assert bypass == {Frozen.ROLLOUT_LOGPROB, Frozen.REF_LOGPROB}
     assert Frozen.ROLLOUT_LOGPROB in create_method("grpo", tis="sequence").required().frozen

@@ -53,7 +53,7 @@ def test_without_demonstrations_and_weights_it_is_reinforce_with_signs() -> None
     )
     roles = (Role.ROLLOUT,) * 4
     _, gradient, _ = run(method, fixture_f.batch(roles, correct=(True, False, False, True)))
-    reinforce = create_method(
+    reinforce = golden.published(
         "grpo", old_policy="current", mean="sum_over_constant", max_response_length=8
     )
     _, expected, _ = run(reinforce, fixture_f.batch(roles, advantages=(1.0, -1.0, -1.0, 1.0)))

@@ -7,7 +7,7 @@ from megatron_reason.methods._surrogate import Surrogate, kl_estimate, truncated
 from megatron_reason.ops.token_stats import token_stats_from_logits
 from megatron_reason.schema.batch import Role, TokenStats
 from megatron_reason.schema.method import create_method
-from tests import fixture_f
+from tests import fixture_f, golden
 
 ROLLOUTS = (Role.ROLLOUT,) * 4
 
@@ -17,7 +17,7 @@ def value(advantage: float, ratio: float, **config: object) -> tuple[float, floa
     batch = fixture_f.batch((Role.ROLLOUT,), (2,), advantages=(advantage,))
     logprob_T = (batch.old_logprob_T + math.log(ratio)).requires_grad_()
     stats = TokenStats(logprob_T, torch.zeros(1, dtype=torch.float64))
-    loss_T = Surrogate.of(stats, batch, create_method("grpo", **config).config).loss_T()
+    loss_T = Surrogate.of(stats, batch, golden.published("grpo", **config).config).loss_T()
     (gradient,) = torch.autograd.grad(loss_T.sum(), logprob_T)
     return loss_T.item(), gradient.item()
 

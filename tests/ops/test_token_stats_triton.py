@@ -132,15 +132,15 @@ def test_without_gpu_or_interpreter_it_is_refused() -> None:
 def test_without_triton_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(public.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(PlatformError, match="not installed"):
-        public._chosen("triton")
-    assert public._chosen("auto") == "torch"
+        public.chosen_backend("triton")
+    assert public.chosen_backend("auto") == "torch"
 
 
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     public._announce.cache_clear()
     with caplog.at_level(logging.INFO, logger="megatron_reason"):
-        assert [public._chosen("auto") for _ in range(3)] == ["torch"] * 3
-        assert public._chosen("reference") == "reference"
+        assert [public.chosen_backend("auto") for _ in range(3)] == ["torch"] * 3
+        assert public.chosen_backend("reference") == "reference"
     assert [record.message for record in caplog.records] == [
         "token statistics: backend 'torch'",
         "token statistics: backend 'reference'",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import TrainState, build_method
 from tests.distributed import spawn
@@ -79,6 +80,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, (method, settings, rollout) in SPECIAL.items()
     ]
     learns = {"prompts_per_update": 8, "rollouts_per_prompt": 8}
+    drowsy = EngineConfig(name="transformers", max_model_len=64, max_num_seqs=32, sleep_mode=True)
+    for name, rollout in {"sleeps": {}, "sleepless": {"steps_ahead": 1}}.items():
+        job = make_job(folder, name, "grpo", FEW, updates=2, rollout=rollout)
+        assert job.rollout is not None
+        asked = job.rollout.model_copy(update={"engine": drowsy})
+        jobs.append(job.model_copy(update={"rollout": asked}))
     jobs.append(make_job(folder, "learns", "grpo", learns, updates=24, rollout={"max_tokens": 1}))
     spawn(run_all, 1, jobs)
     return folder
@@ -237,6 +244,12 @@ def test_one_step_ahead_learns_from_weights_one_step_old_and_corrects(folder: Pa
     assert [s.ids[: s.num_prompt_tokens] for s in second] == [
         s.ids[: s.num_prompt_tokens] for s in one_update(folder / "grpo", 1)[0]
     ]
+
+
+def test_an_engine_may_sleep_during_the_updates_but_not_when_it_works_ahead(folder: Path):
+    assert not error_of(folder / "sleeps")
+    assert losses(folder / "sleeps") == losses(folder / "grpo")[:2]
+    assert "rollout.steps_ahead" in error_of(folder / "sleepless")
 
 
 def _gaps(samples: list[TokenizedSample]) -> list[float]:

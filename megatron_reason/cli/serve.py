@@ -1,0 +1,45 @@
+"""Verb that serves a run's model to trainers and evaluations elsewhere. Not here: the server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_reason.cli.options import Config, Set
+
+
+def serve(
+    config: Config,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. Whoever reaches it can change the weights.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    register: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to register in, the run's engine.servers_folder."),
+    ] = None,
+    overrides: Set = None,
+) -> None:
+    """Serve the model of a run with vLLM, for runs with engine.name: vllm-server.
+
+    Lengths, memory and log-probs are those of the run's section `engine`. Ends with SIGTERM or
+    Ctrl-C; a server that dies is started again.
+
+    Example: mreason serve examples/quickstart_cpu/rl.yaml --port 8000 --register runs/servers
+    """
+    from megatron_reason.config.load import load_config
+    from megatron_reason.generation.vllm_server import Serving
+    from megatron_reason.generation.vllm_server import serve as serve_model
+    from megatron_reason.logs import setup_logging
+    from megatron_reason.models.sources import resolve_model
+    from megatron_reason.pipeline.run_config import RunConfig
+
+    setup_logging()
+    settings = load_config(config, overrides or [], RunConfig)
+    engine = settings.engine.model_copy(update={"logprobs": "sampler"})
+    model = settings.model
+    folder = resolve_model(
+        model.path, settings.run.model_cache, random_weights=model.random_weights
+    )
+    log_path = settings.run.folder / "logs" / f"server-{port}.log"
+    serve_model(Serving(folder, model.dtype, engine, host, port, log_path, register))

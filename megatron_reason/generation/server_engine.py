@@ -1,0 +1,361 @@
+"""vLLM behind HTTP as an `Engine`: one or many servers, on other machines than the trainer's.
+
+Requests go to whichever server has room. Token ids go out and come back; every answer says by which
+weights it was made, and one made by others than ours counts as a death, because a server that
+started again in the meantime has the weights of its folder. Any failure of any server ends the
+request; `OwnedEngine` then waits until all answer again, refills them, and asks for what is
+missing. Not here: the servers (`vllm_server.py`), their side of the weights (`vllm_transfer.py`).
+"""
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event
+from typing import Any
+
+import httpx
+
+from megatron_reason.config.model import Precision
+from megatron_reason.config.sampling import EngineConfig, SamplingConfig
+from megatron_reason.errors import ConfigError, EngineDiedError, GenerationError
+from megatron_reason.generation.base import Completion
+from megatron_reason.generation.bucket_server import BucketServer, address_towards
+from megatron_reason.generation.buckets import TCP, Bucket
+from megatron_reason.generation.owned import OwnedEngine, Request
+from megatron_reason.generation.vllm_arguments import LOGPROBS
+from megatron_reason.logs import get_logger
+from megatron_reason.schema.records import Finish
+
+_POLL_S = 0.5
+_HEALTH_TIMEOUT_S = 5.0
+_PLACES = 2
+"""One bucket is filled while the engines load the other."""
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One continuation to draw."""
+
+    prompt: int
+    sample: int
+    ids: tuple[int, ...]
+    seed: int
+
+
+class ServerEngine(OwnedEngine):
+    """A client of vLLM servers that were started with `mreason serve` on the same model.
+
+    They count as hung after `config.request_timeout_s` seconds in which no prompt got finished.
+
+    Args:
+        hf_folder: Hugging Face folder of the model, which the servers' machines see under the same
+            path.
+        config: where the servers are, lengths and deadlines.
+        dtype: data type of the weights.
+
+    Raises:
+        ConfigError: no server is named, or one was started with other settings.
+        GenerationError: a server does not answer in time.
+    """
+
+    kind = "vllm-server"
+
+    def __init__(self, hf_folder: Path, config: EngineConfig, *, dtype: Precision) -> None:
+        super().__init__(hf_folder, config, dtype)
+        if bool(config.servers) == bool(config.servers_folder):
+            raise ConfigError(
+                "engine.servers",
+                "the engine 'vllm-server' needs either URLs or a folder where servers register.",
+                "Give engine.servers: [http://HOST:PORT] or engine.servers_folder: DIR, the one "
+                "that 'mreason serve --register DIR' was told.",
+            )
+        # Weights are called after whoever brought them, so that nobody's are taken for ours.
+        self._nonce = secrets.token_hex(4)
+        self._label = ""
+        self._bucket_server: BucketServer | None = None
+        self._is_open = False
+        self._start()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked."""
+        return self._is_open
+
+    def close(self) -> None:
+        """Let go of the servers, which stay up."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+        if self._bucket_server is not None:
+            self._bucket_server.close()
+            self._bucket_server = None
+
+    def _start(self) -> None:
+        deadline = time.monotonic() + self._config.start_timeout_s
+        self._urls = self._found(deadline)
+        connections = self._config.max_num_seqs * len(self._urls)
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(self._config.request_timeout_s, connect=10.0),
+            limits=httpx.Limits(max_connections=connections + len(self._urls)),
+        )
+        self._threads = ThreadPoolExecutor(connections, "server")
+        self._is_open = True
+        for url in self._urls:
+            self._await(url, deadline)
+            self._check(url)
+        self._exchange()
+
+    def _found(self, deadline: float) -> tuple[str, ...]:
+        """URLs of the servers, which may still be about to register."""
+        if self._config.servers:
+            return tuple(url.rstrip("/") for url in self._config.servers)
+        folder, wanted = Path(self._config.servers_folder or ""), self._config.num_servers
+        while True:
+            entries = sorted(folder.glob("*.url"))
+            if len(entries) >= wanted:
+                return tuple(entry.read_text(encoding="utf-8").strip() for entry in entries)
+            if time.monotonic() > deadline:
+                raise EngineDiedError(
+                    str(folder),
+                    f"{len(entries)} of {wanted} servers have registered after "
+                    f"{self._config.start_timeout_s:.0f} s.",
+                    f"Start them: mreason serve CONFIG --register {folder}",
+                )
+            time.sleep(_POLL_S)
+
+    def _await(self, url: str, deadline: float) -> None:
+        while True:
+            try:
+                if self._client.get(f"{url}/health", timeout=_HEALTH_TIMEOUT_S).is_success:
+                    return
+                what = "it is not healthy"
+            except httpx.HTTPError as error:
+                what = str(error) or type(error).__name__
+            if time.monotonic() > deadline:
+                raise EngineDiedError(
+                    url,
+                    f"no server answered in {self._config.start_timeout_s:.0f} s ({what}).",
+                    "Look at its log; start it with: mreason serve CONFIG",
+                )
+            time.sleep(_POLL_S)
+
+    def _check(self, url: str) -> None:
+        """Refuse a server with other settings than ours."""
+        found = self._ask(url, "server_info?config_format=json", None)["vllm_config"]
+        model, transfer = found["model_config"], found["weight_transfer_config"] or {}
+        settings = {
+            "max_model_len": (model["max_model_len"], self._config.max_model_len),
+            "weight transfer": (transfer.get("backend"), TCP),
+        }
+        if self._config.logprobs == "sampler":
+            settings["logprobs"] = (model["logprobs_mode"], LOGPROBS["sampler"])
+        for name, (theirs, ours) in settings.items():
+            if theirs != ours:
+                raise ConfigError(
+                    url,
+                    f"this server's {name} is {theirs!r}, the run's is {ours!r}.",
+                    "Start it from the run's own YAML file: mreason serve CONFIG",
+                )
+
+    def _draw(
+        self, requests: Sequence[Request], sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
+    ) -> Generator[tuple[int, list[Completion]], None, None]:
+        jobs = deque(
+            _Job(index, sample, request.ids, seed)
+            for index, request in enumerate(requests)
+            for sample, seed in enumerate(request.seeds)
+        )
+        results: Queue[tuple[_Job, Completion] | GenerationError] = Queue()
+        given_up = Event()
+        for url in self._urls:
+            for _ in range(self._config.max_num_seqs):
+                self._threads.submit(
+                    self._work, url, jobs, sampling, stop_token_ids, results, given_up
+                )
+        found: list[dict[int, Completion]] = [{} for _ in requests]
+        left = len(requests)
+        is_complete = False
+        try:
+            while left:
+                job, completion = self._next(results)
+                found[job.prompt][job.sample] = completion
+                if len(found[job.prompt]) == len(requests[job.prompt].seeds):
+                    left -= 1
+                    yield job.prompt, [one for _, one in sorted(found[job.prompt].items())]
+            is_complete = True
+        finally:
+            given_up.set()
+            if not is_complete:
+                self.close()
+
+    def _work(
+        self, url: str, jobs: deque[_Job], sampling: SamplingConfig,
+        stop_token_ids: tuple[int, ...],
+        results: "Queue[tuple[_Job, Completion] | GenerationError]", given_up: Event,
+    ) -> None:  # fmt: skip
+        """Draw one continuation after the other from a server, until none is left."""
+        while not given_up.is_set():
+            try:
+                job = jobs.popleft()
+            except IndexError:
+                return
+            try:
+                results.put((job, self._completed(url, job, sampling, stop_token_ids)))
+            except GenerationError as error:
+                results.put(error)
+                return
+
+    def _next(
+        self, results: "Queue[tuple[_Job, Completion] | GenerationError]"
+    ) -> tuple[_Job, Completion]:
+        try:
+            result = results.get(timeout=self._config.request_timeout_s)
+        except Empty:
+            raise EngineDiedError(
+                ", ".join(self._urls),
+                f"no response was finished in {self._config.request_timeout_s:.0f} s.",
+                "Look at the servers' logs; raise engine.request_timeout_s if they are only slow.",
+            ) from None
+        if isinstance(result, GenerationError):
+            raise result
+        return result
+
+    def _completed(
+        self, url: str, job: _Job, sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
+    ) -> Completion:
+        is_greedy = not sampling.temperature
+        answer = self._ask(url, "inference/v1/generate", {
+            "token_ids": job.ids,
+            "sampling_params": {
+                "temperature": sampling.temperature,
+                "top_p": 1.0 if is_greedy else sampling.top_p,
+                "seed": None if is_greedy else job.seed,
+                "max_tokens": sampling.max_tokens,
+                # The caller's stop tokens are all there are.
+                "ignore_eos": True,
+                "stop_token_ids": stop_token_ids,
+                "logprobs": 0,
+                "detokenize": False,
+            },
+        })  # fmt: skip
+        (choice,) = answer["choices"]
+        self._check_label(url, choice["weight_versions"])
+        ids, told = tuple(choice["token_ids"]), choice["logprobs"]["content"]
+        finish = Finish.STOP if choice["finish_reason"] == "stop" else Finish.LENGTH
+        logprobs = tuple(float(token["logprob"]) for token in told)
+        assert len(ids) == len(logprobs), f"{len(ids)} tokens, {len(logprobs)} log-probs"
+        return Completion(ids, logprobs, finish, self._policy_version)
+
+    def _check_label(self, url: str, spans: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse what other weights than ours have made."""
+        others = {span["version"] for span in spans} - {self._label}
+        if others:
+            raise EngineDiedError(
+                url,
+                f"it answered with weights called {sorted(others)}, not {self._label!r}: it was "
+                "started again, or has another trainer.",
+                "Give every trainer servers of its own.",
+            )
+
+    def _score(self, sequences: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        futures = [
+            self._threads.submit(self._scored, self._urls[index % len(self._urls)], ids)
+            for index, ids in enumerate(sequences)
+        ]
+        return [future.result() for future in futures]
+
+    def _scored(self, url: str, ids: tuple[int, ...]) -> list[float]:
+        asked = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+        answer = self._ask(
+            url, "inference/v1/generate", {"token_ids": ids, "sampling_params": asked}
+        )
+        self._check_label(url, answer["choices"][0]["weight_versions"])
+        following = zip(answer["prompt_logprobs"][1:], ids[1:], strict=True)
+        return [float(at[str(token)]["logprob"]) for at, token in following]
+
+    def _exchange(self) -> None:
+        label = f"{self._nonce}-folder-{self._policy_version + 1}"
+        folder = {"weights_path": str(self._folder.resolve())}
+        self._ask_all("collective_rpc", {"method": "reload_weights", "kwargs": folder})
+        self._ask_all("update_weight_version", {"new_version": label})
+        self._settle(label)
+
+    def _receive(self, buckets: Iterable[Bucket], version: int) -> None:
+        if self._bucket_server is None:
+            url = httpx.URL(self._urls[0])
+            host = address_towards(url.host, url.port or 80)
+            self._bucket_server = BucketServer(host, _PLACES)
+        label = f"{self._nonce}-{version}"
+        self._ask_all("start_weight_update", {})
+        loading: deque[list[Future[Any]]] = deque()
+        for number, bucket in enumerate(buckets):
+            if len(loading) == _PLACES:
+                _finished(loading.popleft())
+            address = self._bucket_server.offer(bucket, number % _PLACES)
+            info = {"address": asdict(address), "entries": [asdict(entry) for entry, _ in bucket]}
+            loading.append(self._begin_all("update_weights", {"update_info": info}))
+        for futures in loading:
+            _finished(futures)
+        self._ask_all("finish_weight_update", {"weight_version": label})
+        self._settle(label)
+
+    def _settle(self, label: str) -> None:
+        """What has to follow every exchange of weights."""
+        self._ask_all("collective_rpc", {"method": "refresh_heads"})
+        # Keys and values of the old weights must not answer for the new ones.
+        self._ask_all("reset_prefix_cache", {})
+        self._label = label
+
+    def _sleep(self) -> None:
+        self._ask_all("sleep?level=1", {})
+
+    def _wake(self) -> None:
+        self._ask_all("wake_up", {})
+
+    def _ask_all(self, path: str, body: Mapping[str, Any]) -> None:
+        _finished(self._begin_all(path, body))
+
+    def _begin_all(self, path: str, body: Mapping[str, Any]) -> list[Future[Any]]:
+        return [self._threads.submit(self._ask, url, path, body) for url in self._urls]
+
+    def _ask(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:  # noqa: ANN401
+        """JSON that a server answers; without a body the request is a GET.
+
+        Raises:
+            EngineDiedError: no answer, or one that says that something is broken.
+            GenerationError: the server refuses the request.
+        """
+        if not self._is_open:
+            raise GenerationError(url, "this engine was closed.", "Open a new one.")
+        try:
+            if body is None:
+                answer = self._client.get(f"{url}/{path}")
+            else:
+                answer = self._client.post(f"{url}/{path}", json=body)
+        except httpx.HTTPError as error:
+            raise EngineDiedError(
+                url,
+                f"no answer to '{path}' ({type(error).__name__}: {error}).",
+                "Look at the server's log; the same command goes on where this one stopped.",
+            ) from error
+        if answer.is_success:
+            return answer.json() if answer.content else None
+        kind = EngineDiedError if answer.is_server_error else GenerationError
+        raise kind(url, f"'{path}' answered {answer.status_code}: {answer.text[:1500]}",
+                   "Look at the server's log.")  # fmt: skip
+
+
+def _finished(futures: Iterable[Future[Any]]) -> None:
+    """Wait for all, then raise what the first could not go on with."""
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise errors[0]

@@ -1,0 +1,177 @@
+"""A vLLM HTTP server that a trainer elsewhere can ask for tokens and give weights to.
+
+vLLM's own server in a child process, with the endpoints for token ids and for reinforcement
+learning. Those let anybody who can reach the port exchange the weights: it belongs on a cluster's
+inner network. Not here: the trainer's side (`server_engine.py`).
+"""
+
+import json
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from megatron_reason import platform
+from megatron_reason.config.model import Precision
+from megatron_reason.config.sampling import EngineConfig
+from megatron_reason.errors import ConfigError, EngineDiedError
+from megatron_reason.files import write_text
+from megatron_reason.generation.buckets import TCP
+from megatron_reason.generation.child import Child
+from megatron_reason.generation.vllm_arguments import engine_arguments, engine_environment
+from megatron_reason.logs import get_logger
+
+ENTRY = f"{__name__}:enter"
+_POLL_S = 0.5
+_HEALTH_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 10.0
+_EVERYWHERE = ("0.0.0.0", "::")
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What is served, and where."""
+
+    folder: Path
+    """Hugging Face folder of the model."""
+    dtype: Precision
+    """Data type of the weights."""
+    config: EngineConfig
+    """Lengths, memory, log-probs and restarts."""
+    host: str
+    """Address it listens at."""
+    port: int
+    """Port it listens at."""
+    log_path: Path
+    """File for what vLLM prints."""
+    register: Path | None = None
+    """Folder that has a file with the server's URL as long as it answers."""
+
+    @property
+    def url(self) -> str:
+        """Where trainers ask."""
+        host = socket.gethostname() if self.host in _EVERYWHERE else self.host
+        return f"http://{host}:{self.port}"
+
+
+def serve(serving: Serving) -> None:
+    """Serve until SIGTERM or SIGINT; a server that dies is started again.
+
+    Raises:
+        ConfigError: the port is taken.
+        EngineDiedError: it died more often in a row than `engine.max_restarts` allows, or did not
+            start in time.
+    """
+    _check_port(serving)
+    ended = _Ended()
+    deaths = 0
+    while not ended.is_asked:
+        child = Child(ENTRY, serving.log_path, environment=_environment())
+        try:
+            child.send(_arguments(serving), serving.config.start_timeout_s)
+            _await_start(serving, child, ended)
+            if not ended.is_asked:
+                _log.info("vLLM serves %s at %s", serving.folder, serving.url)
+                deaths = 0
+                _registered(serving, is_up=True)
+            while child.is_alive and not ended.is_asked:
+                time.sleep(_POLL_S)
+            if not ended.is_asked:
+                raise EngineDiedError(serving.url, "the server ended.", f"See {serving.log_path}.")
+        except EngineDiedError as error:
+            deaths += 1
+            if deaths > serving.config.max_restarts:
+                raise
+            _log.warning("the server is started again (%d in a row), because: %s", deaths, error)
+        finally:
+            _registered(serving, is_up=False)
+            child.close(_CLOSE_TIMEOUT_S)
+
+
+def enter(connection: Connection) -> None:
+    """What the child does: vLLM's own command line."""
+    arguments = connection.recv()
+    sys.argv = ["vllm", "serve", *arguments]
+    from vllm.entrypoints.cli.main import main
+
+    main()
+
+
+class _Ended:
+    """Whether somebody asked this process to end."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.is_asked = True
+
+
+def _arguments(serving: Serving) -> list[str]:
+    is_cpu = platform.distributed_backend() != "nccl"
+    fields = engine_arguments(serving.folder, serving.dtype, serving.config, is_cpu=is_cpu)
+    folder = str(fields.pop("model"))
+    flags = [folder, "--host", serving.host, "--port", str(serving.port), "--tokens-only"]
+    flags += ["--weight-transfer-config", json.dumps({"backend": TCP})]
+    for name, value in fields.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def _environment() -> dict[str, str]:
+    return {**engine_environment(), "VLLM_SERVER_DEV_MODE": "1"}
+
+
+def _check_port(serving: Serving) -> None:
+    try:
+        with socket.create_server((serving.host, serving.port)):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            "serve",
+            f"cannot listen at {serving.host}:{serving.port} ({error.strerror}).",
+            "Give another --port, or an address of this machine as --host.",
+        ) from error
+
+
+def _await_start(serving: Serving, child: Child, ended: _Ended) -> None:
+    deadline = time.monotonic() + serving.config.start_timeout_s
+    while not ended.is_asked and not is_healthy(serving.url):
+        if not child.is_alive or time.monotonic() > deadline:
+            what = "did not answer in time." if child.is_alive else "ended while it started."
+            raise EngineDiedError(serving.url, f"the server {what}", f"See {serving.log_path}.")
+        time.sleep(_POLL_S)
+
+
+def is_healthy(url: str) -> bool:
+    """Whether a server answers at `url`."""
+    with suppress(httpx.HTTPError):
+        return httpx.get(f"{url}/health", timeout=_HEALTH_TIMEOUT_S).is_success
+    return False
+
+
+def _registered(serving: Serving, *, is_up: bool) -> None:
+    """Keep our file in the folder of servers while we answer."""
+    if serving.register is None:
+        return
+    entry = serving.register / f"{socket.gethostname()}-{serving.port}.url"
+    if is_up:
+        write_text(entry, f"{serving.url}\n")
+    else:
+        entry.unlink(missing_ok=True)
