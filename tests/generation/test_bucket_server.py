@@ -1,0 +1,67 @@
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_reason.errors import EngineDiedError, GenerationError
+from megatron_reason.generation.bucket_server import (
+    Address,
+    BucketServer,
+    address_towards,
+    fetched,
+)
+from megatron_reason.generation.buckets import Bucket, described, size_of, views
+
+
+def bucket(seed: int, *sizes: int) -> Bucket:
+    generator = torch.Generator().manual_seed(seed)
+    return [described(f"w{size}", torch.randn(size, 3, generator=generator)) for size in sizes]
+
+
+def check(address: Address, expected: Bucket) -> None:
+    entries = [entry for entry, _ in expected]
+    memory = fetched(address, size_of(entries))
+    for tensor, (_, original) in zip(views(memory, entries), expected, strict=True):
+        assert torch.equal(tensor, original)
+
+
+def test_every_worker_gets_every_bucket_and_a_place_can_be_filled_anew() -> None:
+    server = BucketServer("127.0.0.1", places=2)
+    small, large, other = bucket(0, 5), bucket(1, 7, 400_000), bucket(2, 9)
+    try:
+        offered = [(server.offer(small, 0), small), (server.offer(large, 1), large)]
+        workers = [threading.Thread(target=check, args=pair) for pair in offered * 3]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        check(*offered[1])
+        check(server.offer(other, 1), other)
+        check(*offered[0])
+    finally:
+        server.close()
+
+
+def test_only_what_is_offered_is_given_to_those_who_know_the_token() -> None:
+    server = BucketServer("127.0.0.1", places=1)
+    try:
+        address = server.offer(bucket(0, 5), 0)
+        stranger = replace(address, token="0" * len(address.token))
+        for asked, size in ((stranger, 8), (replace(address, number=4), 8), (address, 10**6)):
+            with pytest.raises(GenerationError, match="could not be fetched"):
+                fetched(asked, size)
+        assert len(fetched(address, 8)) == 8
+    finally:
+        server.close()
+    with pytest.raises(GenerationError, match="could not be fetched"):
+        fetched(address, 8)
+
+
+def test_our_address_is_the_one_that_the_other_side_sees() -> None:
+    server = BucketServer("127.0.0.1", places=1)
+    port = server.offer(bucket(0, 1), 0).port
+    assert address_towards("localhost", port) == "127.0.0.1"
+    server.close()
+    with pytest.raises(EngineDiedError, match="nobody answers"):
+        address_towards("127.0.0.1", port)

@@ -1,0 +1,207 @@
+"""A real vLLM server in a process of its own, asked by a trainer's engine."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from megatron_reason.config.sampling import EngineConfig, SamplingConfig
+from megatron_reason.errors import ConfigError, EngineDiedError, GenerationError
+from megatron_reason.generation.server_engine import ServerEngine
+from megatron_reason.schema.records import Finish
+
+pytest.importorskip("vllm")
+
+PROMPTS = [[504, 3575, 282, 4649, 314, 7042, 30], [10345, 8055, 827, 2022, 1876, 28, 284],
+           [6403, 1980, 253, 655, 665, 436]]  # fmt: skip
+"""Beginnings of English sentences."""
+DRAWN = SamplingConfig(samples_per_prompt=2, max_tokens=8)
+LENGTHS = {"max_model_len": 256, "max_num_seqs": 8, "kv_cache_mb": 64}
+
+
+@dataclass(frozen=True)
+class Server:
+    """`mreason serve` on SmolLM2."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    port: int
+
+    def config(self, **changes: object) -> EngineConfig:
+        """What asks it, by the folder in which it registers."""
+        where = {"name": "vllm-server", "servers_folder": str(self.folder), "start_timeout_s": 240}
+        return EngineConfig.model_validate({**where, **LENGTHS, **changes})
+
+    def child(self) -> int:
+        """Process of vLLM, which `mreason serve` watches over."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+        return int(children[-1])
+
+
+@pytest.fixture(scope="module")
+def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    lengths = ", ".join(f"{key}: {value}" for key, value in LENGTHS.items())
+    (folder / "run.yaml").write_text(
+        f"run: {{name: served, dir: {folder}}}\nmodel: {{path: {smollm2}, dtype: bfloat16}}\n"
+        f"engine: {{{lengths}}}\n",
+        encoding="utf-8",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "megatron_reason.cli.app", "serve", str(folder / "run.yaml"),
+         "--port", str(port), "--register", str(folder / "servers")],
+        text=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    yield Server(process, folder / "servers", port)
+    child = Server(process, folder, port).child()
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    assert process.returncode == 0
+    assert not list((folder / "servers").iterdir())
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child, 0)
+
+
+@pytest.fixture(scope="module")
+def engine(server: Server, smollm2: Path) -> Iterator[ServerEngine]:
+    with ServerEngine(smollm2, server.config(logprobs="sampler"), dtype="bfloat16") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+
+
+def buckets(model: torch.nn.Module, factor: float) -> list[dict[str, Tensor]]:
+    """The weights times `factor`, in three parts."""
+    named = [
+        (name, (factor * value).bfloat16())
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    ]
+    return [dict(named[begin::3]) for begin in range(3)]
+
+
+def gap(model: torch.nn.Module, factor: float, scores: list[list[float]]) -> float:
+    """Mean distance of log-probs from those of the model with these weights."""
+    with torch.no_grad():
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict({name: factor * value for name, value in state.items()})
+        gaps: list[float] = []
+        for ids, found in zip(PROMPTS, scores, strict=True):
+            logprob_TV = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            exact = logprob_TV.gather(1, torch.tensor(ids)[1:, None])[:, 0]
+            gaps += (exact - torch.tensor(found)).abs().tolist()
+        model.load_state_dict(state)
+    return sum(gaps) / len(gaps)
+
+
+def test_it_answers_token_ids_with_token_ids(engine: ServerEngine, model: torch.nn.Module) -> None:
+    drawn = engine.generate(PROMPTS, DRAWN)
+    assert [len(row) for row in drawn] == [2, 2, 2]
+    for one in (one for row in drawn for one in row):
+        assert (len(one.token_ids), one.finish, one.policy_version) == (8, Finish.LENGTH, 0)
+        assert len(one.logprobs) == 8
+    assert drawn[0][0].token_ids != drawn[0][1].token_ids
+    again = engine.generate(PROMPTS, DRAWN)
+    assert [row[0].token_ids for row in again] == [row[0].token_ids for row in drawn]
+    assert gap(model, 1.0, engine.score(PROMPTS)) < 0.2
+    stop = drawn[0][0].token_ids[3]
+    (ended,) = engine.generate(PROMPTS[:1], DRAWN.model_copy(update={"samples_per_prompt": 1}),
+                               stop_token_ids=[stop])  # fmt: skip
+    assert ended[0].finish == Finish.STOP
+    assert ended[0].token_ids[-1] == stop
+
+
+def test_weights_arrive_over_tcp(engine: ServerEngine, model: torch.nn.Module) -> None:
+    engine.update_weights(buckets(model, 0.8), version=5)
+    scores = engine.score(PROMPTS)
+    assert gap(model, 0.8, scores) < 0.2 < 1 < gap(model, 1.0, scores)
+    assert engine.generate(PROMPTS, DRAWN)[0][0].policy_version == 5
+    engine.load_weights(engine._folder)
+    assert gap(model, 1.0, engine.score(PROMPTS)) < 0.2
+
+
+def test_answers_of_another_trainers_weights_are_not_taken_for_ours(
+    engine: ServerEngine, server: Server, smollm2: Path
+) -> None:
+    with ServerEngine(smollm2, server.config(logprobs="sampler"), dtype="bfloat16") as other:
+        other.generate(PROMPTS[:1], DRAWN)
+        label = engine._label
+        engine.generate(PROMPTS[:1], DRAWN)
+        assert engine._label != label
+        with pytest.raises(EngineDiedError, match="has another trainer"):
+            other._check_label("url", [{"version": engine._label}])
+
+
+def test_a_server_that_is_killed_comes_back_with_the_trainers_weights(
+    engine: ServerEngine, server: Server, model: torch.nn.Module
+) -> None:
+    engine.update_weights(buckets(model, 0.8), version=6)
+    engine.refill = lambda: engine.update_weights(buckets(model, 0.8), version=6)
+    asked = SamplingConfig(samples_per_prompt=2, max_tokens=64)
+    child = server.child()
+    finished: list[int] = []
+
+    def kill_once(count: int) -> None:
+        if not finished:
+            os.killpg(child, signal.SIGKILL)
+        finished.append(count)
+
+    prompts = [[*prompt, index] for index in range(1, 9) for prompt in PROMPTS]
+    drawn = engine.generate(prompts, asked, on_done=kill_once)
+    engine.refill = None
+    assert len(finished) == len(drawn) == len(prompts)
+    assert all(len(row) == 2 and {one.policy_version for one in row} == {6} for row in drawn)
+    assert server.child() != child
+    assert gap(model, 0.8, engine.score(PROMPTS)) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"servers_folder": None}, "needs either URLs or a folder"),
+        ({"servers": ["http://127.0.0.1:1"]}, "needs either URLs or a folder"),
+        ({"max_model_len": 999}, "max_model_len is 256, the run's is 999"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    engine: ServerEngine, server: Server, smollm2: Path, changes: dict[str, object], what: str
+) -> None:
+    assert engine.is_open
+    with pytest.raises(ConfigError, match=what):
+        ServerEngine(smollm2, server.config(**changes), dtype="bfloat16")
+
+
+def test_a_server_that_is_not_there_is_waited_for_and_named(smollm2: Path, tmp_path: Path) -> None:
+    for where in ({"servers": ("http://127.0.0.1:1",)}, {"servers_folder": str(tmp_path)}):
+        config = EngineConfig(name="vllm-server", start_timeout_s=0.1, max_restarts=0, **where)
+        began = time.monotonic()
+        with pytest.raises(GenerationError, match="mreason serve CONFIG"):
+            ServerEngine(smollm2, config, dtype="bfloat16")
+        assert time.monotonic() - began < 10
+
+
+def test_a_taken_port_is_refused_at_once(server: Server) -> None:
+    run = server.folder.parent / "run.yaml"
+    found = subprocess.run(
+        [sys.executable, "-m", "megatron_reason.cli.app", "serve", str(run),
+         "--port", str(server.port)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert f"cannot listen at 127.0.0.1:{server.port}" in found.stderr
