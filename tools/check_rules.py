@@ -80,7 +80,6 @@ TESTED_BY: dict[str, str] = {
     "curation/base.py": "curation/test_curation_line.py",  # the Stage protocol
     "engine/checkpoint.py": "training/test_faults.py",  # saved and resumed by real workers
     "curation/datasets/*.py": "curation/datasets/test_base.py",  # one contract for all
-    "engine/forward.py": "engine/test_invariance.py",
     "engine/startup.py": "engine/test_invariance.py",
     "engine/topology.py": "engine/test_invariance.py",
     "evaluation/card.py": "evaluation/test_run.py",  # what an evaluation writes
@@ -101,7 +100,6 @@ TESTED_BY: dict[str, str] = {
     "rollout/source.py": "training/test_online.py",  # batches of every method
     "schema/credit.py": "methods/test_lese.py",  # frozen records
     "schema/topology.py": "engine/test_invariance.py",  # a frozen record
-    "training/actor.py": "training/test_online.py",  # rank 0 of live runs
     "training/exporting.py": "training/test_online.py",  # what the engine answers with
     "training/loop.py": "training/test_faults.py",  # saving and stopping, by real workers
     "training/monitor.py": "training/test_online.py",  # measured during live runs
