@@ -48,9 +48,6 @@ class RolloutSection(Strict):
     steps_ahead: Literal[0, 1] = 0
     """0 answers with the newest weights; 1 answers the next prompts during the updates, with
     weights one step old."""
-    prompts_per_call: int | None = Field(default=None, ge=1)
-    """Prompts given to the engine at once; answers of one call are graded during the next. None
-    gives it all prompts of a step."""
     max_refills: int = Field(default=4, ge=0)
     """Times in a step that further prompts are answered in place of those dropped, for methods that
     refill."""

@@ -1,4 +1,4 @@
-"""Prompts -> graded groups of rollouts; answers of one call are graded while the next are drawn.
+"""Prompts -> graded groups of rollouts; a finished group is graded while others are drawn.
 
 Token ids are the currency: text is derived from them for grading and is never encoded again. Not
 here: what a group is worth (`experience.py`), and the engine's weights.
@@ -7,9 +7,8 @@ here: what a group is worth (`experience.py`), and the engine's weights.
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.errors import RewardError
@@ -58,8 +57,6 @@ class Collector:
     engine: Engine
     graders: AnswerPool
     template: Template
-    prompts_per_call: int | None = None
-    """Prompts given to the engine at once; None gives it all."""
 
     def collect(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, which_demo: int | None
@@ -68,7 +65,7 @@ class Collector:
 
         Args:
             prompts: what is asked.
-            sampling: how answers are drawn; its seed must differ from call to call.
+            sampling: how answers are drawn; its seed must differ from step to step.
             which_demo: number by which one of each prompt's demonstrations is chosen, cyclically;
                 None joins none.
 
@@ -77,47 +74,33 @@ class Collector:
             RewardError: grading is broken: too many timeouts and crashes, or a score that is no
                 number.
         """
-        size = self.prompts_per_call or max(len(prompts), 1)
-        calls = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         started = time.perf_counter()
+        graded: dict[int, Future[RolloutGroup]] = {}
         with ThreadPoolExecutor(1, "grade") as grading:
-            graded = []
-            for number, call in enumerate(calls):
-                # A prompt that occurs in two calls is answered twice, not in the same way.
-                own = sampling.model_copy(update={"seed": sampling.seed + number})
-                drawn = self.engine.generate(
-                    [prompt.ids for prompt in call], own,
-                    stop_token_ids=self.template.stop_token_ids,
-                )  # fmt: skip
-                work = partial(self._grade, call, drawn, which_demo=which_demo)
-                graded.append(grading.submit(work))
+            stream = self.engine.stream(
+                [prompt.ids for prompt in prompts], sampling,
+                stop_token_ids=self.template.stop_token_ids,
+            )  # fmt: skip
+            for index, completions in stream:
+                prompt = prompts[index]
+                demo = _demo_of(prompt, which_demo)
+                graded[index] = grading.submit(self._graded, prompt, completions, demo)
             generated = time.perf_counter()
-            groups = [group for part in graded for group in part.result()]
+            groups = [graded[index].result() for index in range(len(prompts))]
         done = time.perf_counter()
         return Collected(groups, generated - started, done - generated)
 
-    def _grade(
-        self, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Completion]], *,
-        which_demo: int | None,
-    ) -> list[RolloutGroup]:  # fmt: skip
-        decode = self.template.decode
-        demos = [_demo_of(prompt, which_demo) for prompt in prompts]
-        texts = [[decode(completion.token_ids) for completion in group] for group in drawn]
-        pairs: list[tuple[str, str]] = []
-        for prompt, group, demo in zip(prompts, texts, demos, strict=True):
-            pairs += [(prompt.problem.answer, text) for text in group]
-            if demo is not None:
-                pairs.append((prompt.problem.answer, decode(demo.ids[demo.num_prompt_tokens :])))
-        verdicts = iter(self.graders.grade_many(pairs))
-        groups: list[RolloutGroup] = []
-        for prompt, completions, group, demo in zip(prompts, drawn, texts, demos, strict=True):
-            rollouts = [
-                Rollout(completion, text, self._finite(next(verdicts), prompt))
-                for completion, text in zip(completions, group, strict=True)
-            ]
-            demo_verdict = None if demo is None else self._finite(next(verdicts), prompt)
-            groups.append(RolloutGroup(prompt, tuple(rollouts), demo, demo_verdict))
-        return groups
+    def _graded(
+        self, prompt: Prompt, completions: Sequence[Completion], demo: TokenizedSample | None
+    ) -> RolloutGroup:
+        texts = [self.template.decode(completion.token_ids) for completion in completions]
+        asked = [*texts]
+        if demo is not None:
+            asked.append(self.template.decode(demo.ids[demo.num_prompt_tokens :]))
+        found = self.graders.grade_many([(prompt.problem.answer, text) for text in asked])
+        verdicts = [self._finite(verdict, prompt) for verdict in found]
+        rollouts = tuple(map(Rollout, completions, texts, verdicts))
+        return RolloutGroup(prompt, rollouts, demo, None if demo is None else verdicts[-1])
 
     def _finite(self, verdict: Verdict, prompt: Prompt) -> Verdict:
         if not math.isfinite(verdict.score):

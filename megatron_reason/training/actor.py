@@ -132,7 +132,7 @@ def acting(
         source = Source(
             method=method,
             pool=PromptPool(prompts, settings.order, job.seed),
-            collector=Collector(engine, graders, template, settings.prompts_per_call),
+            collector=Collector(engine, graders, template),
             settings=settings,
             joins_demos=joins,
             stored=stored,

@@ -1,6 +1,10 @@
 """Collecting with a real engine and real graders."""
 
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -55,13 +59,25 @@ def test_groups_come_in_order_with_text_of_their_own_ids(collector: Collector, p
     assert none.demo_verdict is None
 
 
-def test_answers_are_graded_while_the_next_are_drawn(collector: Collector, prompts):
-    """Each answer takes 50 ms to grade: most of that passes while the engine works."""
-    # Other answers than before, and than each other: equal ones are graded once.
-    first, second = (SAMPLING.model_copy(update={"seed": seed}) for seed in (98, 99))
-    at_once = collector.collect(prompts, first, which_demo=None)
-    in_calls = Collector(collector.engine, collector.graders, collector.template, 1)
-    overlapped = in_calls.collect(prompts, second, which_demo=None)
-    assert at_once.grade_s > 12 * 0.05 * 0.9
-    assert overlapped.grade_s < at_once.grade_s
-    assert [group.prompt for group in overlapped.groups] == prompts
+class Slow:
+    """The engine, with a pause before it hands over a prompt's answers."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def stream(self, *asked: Any, **options: Any) -> Iterator[Any]:
+        for done in self.engine.stream(*asked, **options):
+            time.sleep(0.3)
+            yield done
+
+
+def test_a_group_is_graded_while_others_are_drawn(collector: Collector, prompts):
+    """15 answers take 50 ms each to grade; those of the last prompt alone must be waited for."""
+    # Other answers than before: equal ones are graded once.
+    sampling = SAMPLING.model_copy(update={"seed": 99})
+    asked = [*prompts, prompts[0]]
+    slow = replace(collector, engine=cast(Any, Slow(collector.engine)))
+    collected = slow.collect(asked, sampling, which_demo=None)
+    assert [group.prompt for group in collected.groups] == asked
+    assert collected.generate_s > 5 * 0.3
+    assert 3 * 0.05 < collected.grade_s < 8 * 0.05

@@ -50,7 +50,7 @@ METHODS = {
 UPDATES = 4
 TWO = {"prompts_per_update": 2, "rollouts_per_prompt": 4}
 SPECIAL = {
-    "ahead": ("grpo", FEW | {"tis": "token"}, {"steps_ahead": 1, "prompts_per_call": 1}),
+    "ahead": ("grpo", FEW | {"tis": "token"}, {"steps_ahead": 1}),
     "monitored": ("grpo", FEW, {"monitor": {
         "table": "sums", "every": 2, "max_problems": 2, "samples_per_prompt": 2,
         "reward": "parity_for_tests"}}),
