@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from megatron_reason.config.base import Strict
+from megatron_reason.config.rewriting import RewritingConfig
 from megatron_reason.config.sync import SyncConfig
 
 
@@ -53,6 +54,9 @@ class RolloutSection(Strict):
     refill."""
     max_empty_steps: int = Field(default=10, ge=1)
     """Steps in a row without anything to learn from after which the run stops."""
+    rewrite: RewritingConfig | None = None
+    """Put each update's demonstrations into the policy's own words first; None takes them as they
+    are. Methods that learn from demonstrations alone then train with an engine, too."""
     sync: SyncConfig = SyncConfig()
     """How weights reach the engine."""
     monitor: MonitorConfig | None = None

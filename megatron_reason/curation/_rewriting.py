@@ -4,10 +4,9 @@ Source: "Mind the Gap: Data Rewriting for Stable Off-Policy Supervised Fine-Tuni
 2509.15157). Self-alignment draws responses to the plain problem and keeps a random correct one;
 guided alignment puts the reference solution into the prompt of what is left ("digest and retell")
 and keeps a random correct one; the rest keeps the expert's solution. Whatever the stage, the
-training prompt is the plain problem. The paper shows its prompt as an image and names neither
-sampling temperature nor verifier: the prompt here is our own wording of what it describes, the
-temperature is 1, the verifier the configured reward, and only responses that ended by themselves
-are kept. Not here: tables (`rewrite.py`).
+training prompt is the plain problem. The paper names neither sampling temperature nor verifier:
+the temperature here is 1, the verifier the configured reward, and only responses that ended by
+themselves are kept. Not here: tables (`rewrite.py`), settings (`config/rewriting.py`).
 """
 
 import random
@@ -15,39 +14,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_reason.config.sampling import SamplingConfig
+from megatron_reason.config.rewriting import RewritingConfig
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import Template
 from megatron_reason.rewards.pool import AnswerPool
 from megatron_reason.schema.records import Finish, Message, Origin, Problem, Status, Verdict
 
-RETELL = (
-    "Below are a math problem and a reference solution. Study the solution until you understand "
-    "why every step holds. Then put it aside and solve the problem yourself, step by step and in "
-    "your own words. Do not copy sentences from it and do not mention it. End with the final "
-    "answer in \\boxed{{}}.\n\nProblem:\n{problem}\n\nReference solution:\n{solution}"
-)
-"""Digest and retell; `{problem}` and `{solution}` are filled in, `{{}}` is a pair of braces."""
-
 _WORD = re.compile(r"\w+|[^\w\s]")
 OVERLAP_WORDS = 8
-
-
-@dataclass(frozen=True)
-class RewriteSettings:
-    """How a batch is rewritten."""
-
-    sampling: SamplingConfig
-    retell: str = RETELL
-    """Prompt of guided alignment."""
-    copy_threshold: float = 0.5
-    """Verbatim overlap with the reference from which a retelling counts as a copy."""
-    refuse_copies: bool = False
-    """Never choose a copy."""
-    refused_phrases: tuple[str, ...] = ("reference solution", "given solution")
-    """Retellings that contain one, in any case, are not chosen: they speak of their prompt."""
-    seed: int = 0
-    """Seed of the choice among correct responses."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +56,9 @@ class Rewriter:
     engine: Engine
     template: Template
     pool: AnswerPool
-    settings: RewriteSettings
+    settings: RewritingConfig
+    seed: int
+    """Seed of the choice among correct responses."""
 
     def rewrite(self, problems: Sequence[Problem], references: Sequence[str]) -> list[Rewritten]:
         """What becomes of each problem, in order.
@@ -117,7 +93,7 @@ class Rewriter:
 
     def _guided_prompt(self, problem: Problem, reference: str) -> list[int]:
         *before, question = problem.messages
-        text = self.settings.retell.format(problem=question.content, solution=reference)
+        text = self.settings.prompt.format(problem=question.content, solution=reference)
         return list(self.template.prompt_ids([*before, Message(question.role, text)]))
 
     def _correct(
@@ -146,7 +122,7 @@ class Rewriter:
         num_leaks = len(candidates) - len(silent)
         own = [c for c in silent if verbatim_overlap(c.text, reference) < settings.copy_threshold]
         num_copies = len(silent) - len(own)
-        allowed = own if settings.refuse_copies else silent
+        allowed = own if settings.copies == "refuse" else silent
         if not allowed:
             return _kept(reference, num_copies=num_copies, num_leaks=num_leaks)
         chosen = self._choice(problem, allowed)
@@ -161,7 +137,7 @@ class Rewriter:
 
     def _choice(self, problem: Problem, candidates: Sequence[_Candidate]) -> _Candidate:
         """One of the candidates, by the seed and the problem alone."""
-        return random.Random(f"{self.settings.seed}/{problem.problem_id}").choice(candidates)
+        return random.Random(f"{self.seed}/{problem.problem_id}").choice(candidates)
 
 
 def verbatim_overlap(text: str, reference: str, num_words: int = OVERLAP_WORDS) -> float:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from megatron_reason.config.sampling import SamplingConfig
+from megatron_reason.config.rewriting import RewritingConfig
 from megatron_reason.curation._parts import OpenPart, PartedOutput
-from megatron_reason.curation._rewriting import RETELL, Rewriter, RewriteSettings, Rewritten
+from megatron_reason.curation._rewriting import Rewriter, Rewritten
 from megatron_reason.curation.base import RowwiseConfig, Stage, StageContext, StageResult, stage
 from megatron_reason.errors import ConfigError
 from megatron_reason.files import write_json
@@ -30,47 +30,23 @@ REWRITING = "rewriting.json"
 _STAGES = {Origin.POLICY: "self", Origin.REWRITTEN: "guided", Origin.EXPERT: "fallback"}
 
 
-class RewriteConfig(RowwiseConfig):
+class RewriteConfig(RowwiseConfig, RewritingConfig):
     """Configuration of the stage `rewrite`."""
 
     stage: Literal["rewrite"] = "rewrite"
     """Kind of stage."""
     model: str | None = None
     """Hugging Face folder of the model that rewrites; None takes the run's base model."""
-    sampling: SamplingConfig = SamplingConfig(samples_per_prompt=10, max_tokens=2048)
-    """How candidates are drawn, alone and guided alike."""
-    prompt: str = RETELL
-    """Prompt of guided alignment, with the places `{problem}` and `{solution}`."""
     reward: str = "math_verify"
     """Reward that says which candidates are correct."""
     workers: int = Field(default=2, ge=1)
     """Grading processes."""
     deadline_s: float = Field(default=5.0, gt=0)
     """Seconds one answer may take to grade."""
-    copies: Literal["report", "refuse"] = "report"
-    """What to do with retellings that copy the reference: count them, or never choose them."""
-    copy_threshold: float = Field(default=0.5, gt=0, le=1)
-    """Share of a retelling's runs of eight words that stand in the reference, from which it is a
-    copy."""
-    refused_phrases: tuple[str, ...] = RewriteSettings.refused_phrases
-    """Retellings with one of these phrases are not chosen."""
     problems_per_step: int = Field(default=256, ge=1)
     """Problems that are rewritten together, and lost when the stage is killed."""
     seed: int | None = None
     """Seed of the choice among correct candidates; None takes the run's."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _has_places(cls, prompt: str) -> str:
-        try:
-            filled = prompt.format(problem="\x01", solution="\x02")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"only {{problem}} and {{solution}} are places; write other braces twice ({error})"
-            ) from error
-        if "\x01" not in filled or "\x02" not in filled:
-            raise ValueError("it must contain {problem} and {solution}")
-        return prompt
 
 
 @stage
@@ -104,12 +80,13 @@ class Rewrite(Stage[RewriteConfig]):
         )  # fmt: skip
         if parts.missing:
             template = load_template(context.template, folder)
+            seed = context.seed if config.seed is None else config.seed
             with (
                 AnswerPool(config.workers, config.deadline_s, reward=config.reward) as pool,
                 progress("rewrite", parts.num_rows, "problems") as bar,
             ):
                 engine = context.open_engine(folder)
-                rewriter = Rewriter(engine, template, pool, self._settings(context.seed))
+                rewriter = Rewriter(engine, template, pool, config, seed)
                 for part in parts.missing:
                     with parts.open(part) as opened:
                         rows = parts.read(part)
@@ -119,17 +96,6 @@ class Rewrite(Stage[RewriteConfig]):
         write_json(context.output / REWRITING, {"model": folder.name, "counts": counts})
         _LOGGER.info("%s: %s", config.table, counts)
         return StageResult(num_rows, counts)
-
-    def _settings(self, seed: int) -> RewriteSettings:
-        config = self.config
-        return RewriteSettings(
-            sampling=config.sampling,
-            retell=config.prompt,
-            copy_threshold=config.copy_threshold,
-            refuse_copies=config.copies == "refuse",
-            refused_phrases=config.refused_phrases,
-            seed=seed if config.seed is None else config.seed,
-        )
 
     def _rewrite(
         self, rows: pl.DataFrame, part: OpenPart, rewriter: Rewriter, generator: str

@@ -129,9 +129,12 @@ class RunConfig(Strict):
         return self.variants[variant].rollout or self.rollout
 
     def learns_online(self, variant: str) -> bool:
-        """Whether a variant's method learns from fresh rollouts."""
+        """Whether a variant needs an engine: for fresh rollouts, or to rewrite demonstrations."""
         method = build_method(self.variants[variant].method)
-        return method.plan(TrainState(0, 1)).prompts > 0
+        section = self.variants[variant].rollout or self.rollout
+        rewrites = section is not None and section.rewrite is not None
+        has_demos = Role.DEMO in method.required().roles
+        return method.plan(TrainState(0, 1)).prompts > 0 or (rewrites and has_demos)
 
     @model_validator(mode="before")
     @classmethod
@@ -369,7 +372,11 @@ class RunConfig(Strict):
         ]
         if self.eval is not None:
             requests.append((("eval", "sampling", "max_tokens"), self.eval.sampling.max_tokens))
-        requests += [((*path, "max_tokens"), found.max_tokens) for path, found in self._rollouts()]
+        for path, found in self._rollouts():
+            requests.append(((*path, "max_tokens"), found.max_tokens))
+            if found.rewrite is not None:
+                tokens = found.rewrite.sampling.max_tokens
+                requests.append(((*path, "rewrite", "sampling", "max_tokens"), tokens))
         longest = self.engine.max_model_len
         for path, tokens in requests:
             if tokens >= longest:

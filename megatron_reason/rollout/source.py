@@ -23,6 +23,10 @@ from megatron_reason.schema.method import Method, TrainState, UpdatePlan
 from megatron_reason.schema.metrics import StepMetrics
 
 _BITS = 31
+Retell = Callable[
+    [Sequence[TokenizedSample], int], tuple[list[TokenizedSample], StepMetrics]
+]  # fmt: skip
+"""Samples and a seed -> the same with other demonstrations, and metrics."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Source:
     seed: int
     folder: Path
     """Where readable rollouts go, one file a step."""
+    retell: Retell | None = None
+    """Puts demonstrations into the policy's own words; None takes them as they are."""
 
     def next(self, position: Position, *, version: int) -> Batch:
         """Answer, grade and credit what comes next.
@@ -97,7 +103,8 @@ class Source:
         for index in range(count):
             part = experiences[index * plan.prompts : (index + 1) * plan.prompts]
             fresh = [sample for experience in part for sample in experience.samples()]
-            updates.append((*fresh, *self.stored(plan, consumed)))
+            stored = self._retold(self.stored(plan, consumed), position.update + index, metrics)
+            updates.append((*fresh, *stored))
             for role, taken in plan.counts.items():
                 consumed[role] = consumed.get(role, 0) + taken
         after = Position(position.update + count, prompts, position.hard.pushed(hard), consumed)
@@ -121,9 +128,9 @@ class Source:
             attempts += 1
             missing = wanted - sum(e.contributes for e in found)
         metrics.merge(measured(found))
-        metrics.add("groups/refills", attempts - 1, 1)
+        metrics.add("groups/refills", max(attempts - 1, 0), 1)
         # Seconds add up over the refills of one step.
-        for name in ("time/rollout", "time/grade"):
+        for name in ("time/rollout", "time/grade", *(["time/rewrite"] if self.retell else [])):
             metrics.add(name, 0.0, 1)
         return found, consumed, metrics
 
@@ -138,6 +145,12 @@ class Source:
         )
         # In every pass over the prompts each shows another of its demonstrations.
         which = consumed // len(self.pool.prompts) if self.joins_demos else None
+        if which is not None and self.retell is not None:
+            demos = [prompt.demos[which % len(prompt.demos)] for prompt in prompts]
+            told = self._retold(demos, consumed, metrics)
+            prompts = [
+                replace(prompt, demos=(demo,)) for prompt, demo in zip(prompts, told, strict=True)
+            ]
         collected = self.collector.collect(prompts, sampling, which_demo=which)
         tokens = sum(
             len(r.completion.token_ids) for group in collected.groups for r in group.rollouts
@@ -156,11 +169,24 @@ class Source:
         """Demonstrations of the newest prompts that nobody solved."""
         names, rest = position.hard.taken(plan.hard_demos)
         which = position.prompts // len(self.pool.prompts)
-        demos = [prompt.demos[which % len(prompt.demos)] for prompt in self.pool.of(names)]
         metrics = StepMetrics()
+        demos = [prompt.demos[which % len(prompt.demos)] for prompt in self.pool.of(names)]
+        demos = self._retold(demos, position.update, metrics)
+        if self.retell is not None:
+            metrics.add("time/rewrite", 0.0, 1)
         metrics.add("groups/burst_demos", len(demos), 1)
         after = replace(position, update=position.update + 1, hard=rest)
         return Batch((tuple(demos),), after, version, metrics)
+
+    def _retold(
+        self, samples: list[TokenizedSample], moment: int, metrics: StepMetrics
+    ) -> list[TokenizedSample]:
+        """`samples` as they are learnt from at a moment that is counted in any way."""
+        if self.retell is None or not samples:
+            return samples
+        told, measures = self.retell(samples, _seed(self.seed, moment))
+        metrics.merge(measures)
+        return told
 
     def _write(self, step: int, experiences: Sequence[Experience]) -> None:
         rows = [

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_reason.config.template import TemplateConfig
-from megatron_reason.errors import ConfigError, EngineDiedError
+from megatron_reason.curation._rewriting import Rewriter
+from megatron_reason.errors import ConfigError, DataError, EngineDiedError
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.open import open_engine
 from megatron_reason.generation.templates import Template, load_template
@@ -27,6 +28,7 @@ from megatron_reason.schema.tables import Quarantine
 from megatron_reason.training.data import TrainingSet
 from megatron_reason.training.jobs import RolloutJob, TrainJob
 from megatron_reason.training.monitor import Monitor
+from megatron_reason.training.retelling import Retelling
 
 _LOG = get_logger(__name__)
 ROLLOUTS = "rollouts"
@@ -139,6 +141,7 @@ def acting(
             total=job.train.updates,
             seed=job.seed,
             folder=job.output / ROLLOUTS,
+            retell=_retelling(rollout, engine, template, graders, data),
         )
         background = stack.enter_context(ThreadPoolExecutor(1, "ahead"))
         yield Actor(source, engine, monitor, background, sleeps=told.sleep_mode)
@@ -181,6 +184,27 @@ def _prompts(
     _LOG.info("%d of %d problems are asked; set aside: %s", len(prompts), len(problems),
               aside.counts() or "none")  # fmt: skip
     return prompts
+
+
+def _retelling(
+    rollout: RolloutJob, engine: Engine, template: Template, graders: AnswerPool,
+    data: TrainingSet | None,
+) -> Retelling | None:  # fmt: skip
+    """Raises a DataError if a demonstration's problem is not among those that are answered."""
+    settings = rollout.settings.rewrite
+    if settings is None or data is None:
+        return None
+    problems = {problem.problem_id: problem for problem in train_problems(rollout.problems)}
+    demos = data.demos_by_problem()
+    if unknown := demos.keys() - problems.keys():
+        raise DataError(
+            "rollout.rewrite",
+            f"{len(unknown)} problems with demonstrations are not in the table of problems, the "
+            f"first {min(unknown)}.",
+            "Let rollout.problems name the stage that the demonstrations come from.",
+        )
+    answered = {demo.sample_id: problems[name] for name, some in demos.items() for demo in some}
+    return Retelling(Rewriter(engine, template, graders, settings, seed=0), answered)
 
 
 @contextmanager

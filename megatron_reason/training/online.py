@@ -209,8 +209,8 @@ class Online:
         started = time.perf_counter()
         filled: list[list[TokenizedSample]] = []
         for samples in batch.updates:
-            if not samples:
-                filled.append([])
+            if not any(sample.role == Role.ROLLOUT for sample in samples):
+                filled.append([*samples])
                 continue
             logprobs = response_logprobs(
                 self.trainable.model, samples, self.job.train.batch, self.trainable.topology,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from megatron_reason.curation._rewriting import RETELL, mentions, verbatim_overlap
+from megatron_reason.config.rewriting import RETELL
+from megatron_reason.curation._rewriting import mentions, verbatim_overlap
 
 REFERENCE = "a b c d e f g h i j"
 

@@ -183,7 +183,10 @@ def test_rollout_settings_are_laid_over_the_common_ones(load):
         ("variants.grpo.start=sfd", "Did you mean 'sft'"),
         ("variants.grpo.start=grpo", "no earlier variant is called 'grpo'"),
         ("variants.grpo.method.name=srft", "needs role demo, and there is no table"),
-        ("variants.grpo.rollout.steps_ahead=1", "does not correct for it"),
+        (
+            "variants.grpo={method: {name: grpo, tis: none}, rollout: {steps_ahead: 1}}",
+            "does not correct for it",
+        ),
         ("train={epochs: 1, optim: {lr: 1.0e-4}}", "a method with rollouts has no epochs"),
         ("train.batch.max_tokens_per_microbatch=200", "would not fit into a micro-batch of 200"),
     ],

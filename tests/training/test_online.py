@@ -49,11 +49,14 @@ METHODS = {
 }  # fmt: skip
 UPDATES = 4
 TWO = {"prompts_per_update": 2, "rollouts_per_prompt": 4}
+REWRITE = {"sampling": {"samples_per_prompt": 4, "max_tokens": 6}}
 SPECIAL = {
     "ahead": ("grpo", FEW | {"tis": "token"}, {"steps_ahead": 1}),
     "monitored": ("grpo", FEW, {"monitor": {
         "table": "sums", "every": 2, "max_problems": 2, "samples_per_prompt": 2,
         "reward": "parity_for_tests"}}),
+    "retold": ("srft", FEW, {"rewrite": REWRITE}),
+    "retold_only": ("sft", {"demos_per_update": 4}, {"rewrite": REWRITE}),
     "single": ("grpo", {"prompts_per_update": 3, "rollouts_per_prompt": 1}, {}),
     "breaks": ("grpo", FEW, {"reward": "breaks_for_tests"}),
     "hangs": ("grpo", TWO, {"reward": "hangs_for_tests", "reward_deadline_s": 0.3}),
@@ -244,6 +247,21 @@ def test_one_step_ahead_learns_from_weights_one_step_old_and_corrects(folder: Pa
     assert [s.ids[: s.num_prompt_tokens] for s in second] == [
         s.ids[: s.num_prompt_tokens] for s in one_update(folder / "grpo", 1)[0]
     ]
+
+
+@pytest.mark.parametrize("name", ["retold", "retold_only"])
+def test_demonstrations_are_rewritten_before_each_update(folder: Path, name: str):
+    assert not error_of(folder / name)
+    for step, row in enumerate(metrics(folder / name), start=1):
+        shares = [row[f"rewrite/{stage}"] for stage in ("self", "guided", "fallback")]
+        assert sum(shares) == pytest.approx(1)
+        drawn, _ = one_update(folder / name, step - 1)
+        demos = [sample for sample in drawn if sample.role == Role.DEMO]
+        assert demos
+        kept = sum("/" not in sample.sample_id.removesuffix("/demo") for sample in demos)
+        if name == "retold_only":
+            assert kept / len(demos) == pytest.approx(shares[2])
+    assert row["time/rewrite"] > 0
 
 
 def test_an_engine_may_sleep_during_the_updates_but_not_when_it_works_ahead(folder: Path):
