@@ -10,7 +10,7 @@ import warnings
 import typer
 
 from megatron_reason import __version__
-from megatron_reason.cli import convert, evaluate, inspect, run
+from megatron_reason.cli import compare, convert, evaluate, inspect, run
 from megatron_reason.errors import ReasonError
 
 app = typer.Typer(
@@ -46,6 +46,8 @@ app.command("train")(run.train)
 app.command("resume-check")(run.resume_check)
 app.command("stage")(run.stage)
 app.command("eval")(evaluate.evaluate)
+app.command("regrade")(evaluate.regrade)
+app.command("compare")(compare.compare)
 app.command("report")(evaluate.report)
 app.add_typer(convert.app, name="convert")
 app.command("list")(inspect.list_)

@@ -1,13 +1,17 @@
 """Verbs that measure and show: eval, report. Not here: the measuring (`pipeline`, `evaluation`)."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megatron_reason.cli.options import Json, Set
+
+if TYPE_CHECKING:
+    from megatron_reason.evaluation.summary import EvalSummary
 
 
 def evaluate(
@@ -23,12 +27,13 @@ def evaluate(
             help="Folder of a problems table; the held-out are asked.",
         ),
     ] = None,
-    benchmarks: Annotated[
+    suite: Annotated[
         list[str] | None,
         typer.Option(
             "--suite",
-            metavar="NAME",
-            help="Benchmark, see `mreason list benchmarks`. May be repeated.",
+            metavar="NAME,...",
+            help="A suite (`mreason list suites`), benchmarks (`mreason list benchmarks`), or "
+            ".jsonl files. May be repeated.",
         ),
     ] = None,
     overrides: Set = None,
@@ -36,31 +41,69 @@ def evaluate(
 ) -> None:
     """Measure one model, without a YAML file.
 
-    Prints pass@k, entropy and length with intervals. Goes on where it stopped. Sections of a run's
-    YAML that matter here: eval, model, template, engine, launch, parallel, seed.
+    Prints pass@k, entropy and length with intervals. Goes on where it stopped. A suite sets
+    sampling, template and grader to a paper's; --set changes any of it. Sections of a run's YAML
+    that matter here: eval, model, template, engine, launch, parallel, seed.
 
-    Example: mreason eval smollm2-135m --table runs/oxa/10-teacher --out base
-    --set eval.sampling.samples_per_prompt=4 --set eval.max_problems=40
+    Example: mreason eval smollm2-135m --suite aime24,my_problems.jsonl --out base
+    --set eval.benchmark_folder=data --set eval.sampling.samples_per_prompt=4
     """
-    from megatron_reason.cli.tables import show_table
     from megatron_reason.logs import setup_logging
     from megatron_reason.pipeline.alone import measure_alone
 
     setup_logging()
     summaries = measure_alone(
-        model, table=table, benchmarks=benchmarks or [], output=out, overrides=overrides or []
+        model, table=table, benchmarks=suite or [], output=out, overrides=overrides or []
     )
+    titles = {name: f"{model} on {name}" for name in summaries}
+    _show(titles, summaries, as_json=as_json)
+
+
+def regrade(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of one evaluation, or of several.")
+    ],
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            "--grader", metavar="NAME", help="Another grader, see `mreason list rewards`."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Grade stored answers again, without a model: by a newer grader, or by another one.
+
+    Replaces verdicts, summary, card and disagreements of each evaluation below DIR; the answers
+    stay.
+
+    Example: mreason regrade base --grader plain
+    """
+    from megatron_reason.logs import setup_logging
+    from megatron_reason.pipeline.measure import regrade_all
+
+    setup_logging()
+    found = regrade_all(folder, grader)
+    titles = {name: f"{name}: {one.num_changed} verdicts changed" for name, one in found.items()}
+    _show(titles, {name: one.summary for name, one in found.items()}, as_json=as_json)
+
+
+def _show(
+    titles: Mapping[str, str], summaries: "Mapping[str, EvalSummary]", *, as_json: bool
+) -> None:
+    from megatron_reason.cli.tables import show_table
+    from megatron_reason.evaluation.summary import shown
+
     if as_json:
         results = {name: asdict(summary) for name, summary in summaries.items()}
         typer.echo(json.dumps(results, indent=2))
         return
     for name, summary in summaries.items():
         show_table(
-            f"{model} on {name}: {summary.num_problems} problems",
+            f"{titles[name]}: {summary.num_problems} problems",
             ["metric", "value", "95 % interval", "samples"],
             [
                 [metric, f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}", str(e.n)]
-                for metric, e in summary.metrics.items()
+                for metric, e in shown(summary.metrics).items()
             ],
         )
 

@@ -46,6 +46,12 @@ def _benchmarks() -> Registry[Any]:
     return BENCHMARKS
 
 
+def _suites() -> Registry[Any]:
+    from megatron_reason.evaluation.suite import SUITES
+
+    return SUITES
+
+
 def _templates() -> Registry[Any]:
     from megatron_reason.generation.templates import TEMPLATES
 
@@ -58,6 +64,7 @@ _REGISTRIES: dict[str, Callable[[], Registry[Any]]] = {
     "rewards": _rewards,
     "stages": _stages,
     "benchmarks": _benchmarks,
+    "suites": _suites,
     "templates": _templates,
 }
 

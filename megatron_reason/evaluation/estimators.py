@@ -6,7 +6,6 @@ independent. Not here: tables (`run.py`).
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -80,19 +79,25 @@ def maj_at_k(
         seed: of the random subsets.
     """
     votes = [
-        "correct" if correct else f"wrong {answer}" if answer else None
+        "correct" if correct else f"wrong {answer}" if answer else ""
         for answer, correct in zip(answers, is_correct, strict=True)
     ]
     num_samples = len(votes)
     if math.comb(num_samples, k) <= _NUM_SUBSETS:
-        subsets = [list(subset) for subset in combinations(range(num_samples), k)]
+        subset_DK = np.array(list(combinations(range(num_samples), k)))
     else:
-        generator = np.random.default_rng(seed)
-        subsets = [
-            generator.choice(num_samples, k, replace=False).tolist() for _ in range(_NUM_SUBSETS)
-        ]
-    wins = [_share_of_top([votes[index] for index in subset], "correct") for subset in subsets]
-    return math.fsum(wins) / len(wins)
+        order_DN = np.random.default_rng(seed).random((_NUM_SUBSETS, num_samples))
+        subset_DK = np.argpartition(order_DN, k - 1, axis=1)[:, :k]
+    candidates = [vote for vote in dict.fromkeys(votes) if vote]
+    if "correct" not in candidates:
+        return 0.0
+    # D draws, K votes in each, C candidates.
+    is_for_NC = np.array([[vote == candidate for candidate in candidates] for vote in votes])
+    count_DC = is_for_NC[subset_DK].sum(axis=1)
+    most_D = count_DC.max(axis=1)
+    num_winners_D = (count_DC == most_D[:, None]).sum(axis=1)
+    wins_D = (count_DC[:, candidates.index("correct")] == most_D) & (most_D > 0)
+    return float((wins_D / num_winners_D).mean())
 
 
 def bootstrap(
@@ -167,13 +172,3 @@ def mean_share(shares: Sequence[float], *, seed: int, num_samples: int) -> Estim
         bounds = wilson(int(sum(shares)), len(shares))
         return Estimate(bounds.value, bounds.low, bounds.high, num_samples)
     return bootstrap(shares, [1.0] * len(shares), seed=seed, num_samples=num_samples)
-
-
-def _share_of_top(votes: Sequence[str | None], wanted: str) -> float:
-    """Probability that `wanted` wins the vote, ties broken by lot."""
-    counts = Counter(vote for vote in votes if vote is not None)
-    if not counts:
-        return 0.0
-    most = max(counts.values())
-    winners = [vote for vote, count in counts.items() if count == most]
-    return (wanted in winners) / len(winners)

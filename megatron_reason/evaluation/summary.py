@@ -30,9 +30,10 @@ class EvalSummary:
     """What an evaluation found."""
 
     metrics: dict[str, Estimate]
-    """pass@1 (the mean over all samples), pass@2, pass@4, ..., pass@n, maj@n, mean_length (tokens,
-    stop token included), truncated_fraction, no_answer_fraction, and mean_entropy (nats) once it
-    was measured."""
+    """pass@k for every k up to n (pass@1 is the mean over all samples, avg@n), maj@k for powers of
+    two and n, mean_length (tokens, stop token included), length_correct and length_wrong (the same
+    of answers that are right and not right, where there are any), truncated_fraction,
+    no_answer_fraction, and mean_entropy (nats) once it was measured."""
     num_problems: int
     """Problems answered."""
     num_samples: int
@@ -70,6 +71,10 @@ def summarise(generations: pl.DataFrame, *, seed: int) -> EvalSummary:
         for name, share in _shares(n, seed).items()
     }
     metrics["mean_length"] = _length(groups, seed)
+    is_right = pl.col("status") == Status.OK
+    for name, wanted in (("length_correct", is_right), ("length_wrong", ~is_right)):
+        if len(generations.filter(wanted)):
+            metrics[name] = _length([group.filter(wanted) for group in groups], seed)
     if generations["mean_entropy"].count():
         metrics["mean_entropy"] = _entropy(groups, seed)
     return EvalSummary(
@@ -118,25 +123,39 @@ def read_summary(folder: Path) -> EvalSummary:
     return EvalSummary(metrics=metrics, **stored)
 
 
+def shown(metrics: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Metrics without the pass@k of the many k between powers of two."""
+    ks = {int(name.removeprefix("pass@")) for name in metrics if name.startswith("pass@")}
+    kept = {f"pass@{k}" for k in powers_of_two(max(ks, default=1))}
+    return {
+        name: estimate
+        for name, estimate in metrics.items()
+        if not name.startswith("pass@") or name in kept
+    }
+
+
+def powers_of_two(n: int) -> list[int]:
+    """1, 2, 4, ... up to `n`, and `n` itself."""
+    return sorted({*(1 << i for i in range(n.bit_length())), n})
+
+
 def _shares(n: int, seed: int) -> dict[str, Callable[[pl.DataFrame], float]]:
     """Metrics that are the mean over problems of a share, in [0, 1], of one problem's samples."""
 
     def passes(k: int) -> Callable[[pl.DataFrame], float]:
         return lambda group: pass_at_k(n, _num_correct(group), k)
 
+    def majority(k: int) -> Callable[[pl.DataFrame], float]:
+        return lambda group: maj_at_k(
+            group["extracted"].to_list(), (group["status"] == Status.OK).to_list(), k, seed=seed
+        )
+
     return {
-        **{f"pass@{k}": passes(k) for k in _ks(n)},
-        f"maj@{n}": lambda group: maj_at_k(
-            group["extracted"].to_list(), (group["status"] == Status.OK).to_list(), n, seed=seed
-        ),
+        **{f"pass@{k}": passes(k) for k in range(1, n + 1)},
+        **{f"maj@{k}": majority(k) for k in powers_of_two(n) if k > 2 or k == n},
         "truncated_fraction": lambda group: _share(group["finish"] == Finish.LENGTH),
         "no_answer_fraction": lambda group: _share(group["status"] == Status.NO_ANSWER),
     }
-
-
-def _ks(n: int) -> list[int]:
-    powers = [1 << i for i in range(n.bit_length())]
-    return sorted({*powers, n})
 
 
 def _num_correct(group: pl.DataFrame) -> int:
@@ -148,6 +167,7 @@ def _share(is_so: pl.Series) -> float:
 
 
 def _length(groups: Sequence[pl.DataFrame], seed: int) -> Estimate:
+    """Mean over answers, of which one group may have more than another."""
     sums = [float(group["num_tokens"].sum()) for group in groups]
     counts = [len(group) for group in groups]
     return bootstrap(sums, counts, seed=seed, num_samples=sum(counts))
