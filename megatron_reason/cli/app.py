@@ -10,7 +10,7 @@ import warnings
 import typer
 
 from megatron_reason import __version__
-from megatron_reason.cli import compare, convert, evaluate, inspect, run
+from megatron_reason.cli import analyse, compare, convert, evaluate, inspect, run
 from megatron_reason.errors import ReasonError
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command("stage")(run.stage)
 app.command("eval")(evaluate.evaluate)
 app.command("regrade")(evaluate.regrade)
 app.command("compare")(compare.compare)
+app.command("analyse")(analyse.analyse)
 app.command("report")(evaluate.report)
 app.add_typer(convert.app, name="convert")
 app.command("list")(inspect.list_)

@@ -52,6 +52,12 @@ def _suites() -> Registry[Any]:
     return SUITES
 
 
+def _analyses() -> Registry[Any]:
+    from megatron_reason.report.analysis import ANALYSES
+
+    return ANALYSES
+
+
 def _templates() -> Registry[Any]:
     from megatron_reason.generation.templates import TEMPLATES
 
@@ -65,6 +71,7 @@ _REGISTRIES: dict[str, Callable[[], Registry[Any]]] = {
     "stages": _stages,
     "benchmarks": _benchmarks,
     "suites": _suites,
+    "analyses": _analyses,
     "templates": _templates,
 }
 

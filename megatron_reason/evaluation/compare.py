@@ -88,10 +88,10 @@ def find_evaluations(text: str) -> dict[str, Path]:
                 suggest(model, by_model) if by_model else "Give a run's folder before the colon.",
             )
         folder = by_model[model]
-    found = evaluation_folders(folder)
-    own = [path for path in found.values() if path == folder]
     # What an evaluation is called must not depend on how its own folder is called.
-    return {"": folder} if own and len(found) == 1 else found
+    return {
+        "" if path == folder else name: path for name, path in evaluation_folders(folder).items()
+    }
 
 
 def compare_folders(a: str, b: str, *, force: bool, seed: int = 0) -> list[Comparison]:
