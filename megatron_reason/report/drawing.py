@@ -28,8 +28,10 @@ __all__ = [
     "Look",
     "MaxNLocator",
     "as_png",
+    "diverging_colour",
     "legend_below",
     "looks",
+    "palette",
     "panel",
     "styled",
 ]
@@ -82,6 +84,22 @@ def looks(models: Sequence[str]) -> dict[str, Look]:
         for i, name in enumerate(trained)
     }
     return chosen | {BASE: Look(SOFT, "-", "x")}
+
+
+def palette(index: int) -> str:
+    """The `index`-th colour, beginning anew after the last."""
+    return _PALETTE[index % len(_PALETTE)]
+
+
+def diverging_colour(value: float) -> str:
+    """Colour of a value in [-1, 1]: red below 0, white at 0, blue above; the root of its size.
+
+    Most changes are small, and must still be seen.
+    """
+    strength = min(abs(value), 1.0) ** 0.5
+    end = (33, 102, 172) if value > 0 else (178, 24, 43)
+    red, green, blue = (round(255 + (part - 255) * 0.75 * strength) for part in end)
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def styled(draw: Callable[P, Figure | None]) -> Callable[P, Figure | None]:
