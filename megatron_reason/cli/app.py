@@ -10,7 +10,7 @@ import warnings
 import typer
 
 from megatron_reason import __version__
-from megatron_reason.cli import analyse, compare, convert, evaluate, inspect, logprobs, run
+from megatron_reason.cli import analyse, compare, convert, evaluate, inspect, logprobs, run, watch
 from megatron_reason.errors import ReasonError
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.command("regrade")(evaluate.regrade)
 app.command("compare")(compare.compare)
 app.command("analyse")(analyse.analyse)
 app.command("logprobs")(logprobs.logprobs)
+app.command("watch")(watch.watch)
 app.command("report")(evaluate.report)
 app.add_typer(convert.app, name="convert")
 app.command("list")(inspect.list_)

@@ -85,9 +85,10 @@ def entropy_curves(
     for place, event in enumerate(event for one in found.values() for event in one):
         color = WRONG if event.is_warning else SOFT
         ax.axvline(event.step, color=color, linewidth=0.8, alpha=0.7)
+        is_left = event.step < sum(ax.get_xlim()) / 2
         ax.text(
-            event.step, high - (0.05 + 0.075 * (place % 6)) * (high - low), f" {event.what[:46]}",
-            fontsize=6.5, color=color,
+            event.step, high - (0.05 + 0.075 * (place % 6)) * (high - low), f" {event.what[:46]} ",
+            fontsize=6.5, color=color, ha="left" if is_left else "right", in_layout=False,
         )  # fmt: skip
     legend_below(figure)
     return figure
