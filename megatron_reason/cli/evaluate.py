@@ -109,24 +109,44 @@ def _show(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, shown side by side.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where the page of several runs goes."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Show runs side by side that were not evaluated alike.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as markdown, for pasting.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the report of a run and print its table.
+    """Write the report of a run, or of several side by side, and print its table.
 
-    Takes what the run's folder holds now, finished or not.
+    Takes what the folders hold now, finished or not. The page of one run goes to its own folder
+    `report` unless --out says otherwise. Runs whose evaluations must not be compared are refused.
 
     Example: mreason report runs/oxa-quickstart
     """
     from megatron_reason.cli.tables import show_table
+    from megatron_reason.errors import ConfigError
     from megatron_reason.logs import setup_logging
-    from megatron_reason.report.page import build_report, headline_table
+    from megatron_reason.report.page import build_comparison, build_report
+    from megatron_reason.report.side_by_side import read_runs
+    from megatron_reason.report.table import headline_of
 
     setup_logging()
-    page = build_report(folder)
-    table = headline_table(folder)
+    if out is None and len(folders) > 1:
+        raise ConfigError("mreason report", "several runs, one page.", "Say where: --out DIR.")
+    page = build_report(folders[0]) if out is None else build_comparison(folders, out, force=force)
+    table = headline_of(read_runs(folders, force=True))
     if as_json:
         typer.echo(json.dumps(asdict(table) | {"report": str(page)}, indent=2))
+    elif markdown:
+        typer.echo(table.markdown(), nl=False)
     else:
-        show_table(folder.name, table.header, table.rows)
+        show_table(", ".join(folder.name for folder in folders), table.header, table.rows)
         typer.echo(f"Report: {page}")

@@ -16,14 +16,18 @@ def logprobs(
         str,
         typer.Option("--answers", metavar="PLACE", help="Folder of an evaluation, or RUN:MODEL."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to write to; else beside the answers."),
+    ] = None,
     overrides: Set = None,
 ) -> None:
     """Score every token of stored answers under a model: log-probability and entropy.
 
-    What `mreason analyse` draws token_change, trajectories and the errors of good_start from. The
-    template must be that of the evaluation. Settings: model, template, where (all, correct, wrong),
-    max_responses, max_tokens, max_tokens_per_batch.
+    What `mreason analyse` draws token_change, trajectories and the errors of good_start from. Put
+    beside the answers, scores under the model that wrote them colour its samples in the report.
+    The template must be that of the evaluation. Settings: model, template, where (all, correct or
+    wrong), max_responses, max_tokens, max_tokens_per_batch.
 
     Example: mreason logprobs smollm2-135m --answers runs/oxa-quickstart:base --out scores/base
     --set where=wrong
@@ -45,5 +49,6 @@ def logprobs(
             "Give the folder of one of them.",
         )
     folder = next(iter(found.values()))
-    scored = score_answers(folder, resolve_model(model, Path("models")), out, settings)
-    typer.echo(f"{len(scored)} answers scored: {out}")
+    weights = resolve_model(model, Path("models"))
+    scored = score_answers(folder, weights, out or folder, settings)
+    typer.echo(f"{len(scored)} answers scored: {out or folder}")

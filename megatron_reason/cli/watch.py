@@ -6,6 +6,7 @@ Not here: the rules behind its warnings (`tracking/alarms.py`).
 import itertools
 import json
 import math
+import os
 import select
 import sys
 import time
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _SPARKS = "▁▂▃▄▅▆▇█"
-_WIDTH = 40
+_WIDTH = 24
 _REFRESH_S = 1.0
+_QUIET_S, _ONCE_QUIET_S = 0.05, 2.0
 _MOST_ALARMS = 6
 _GROUPS = {
     "loss": ("train/",),
@@ -67,7 +69,8 @@ def watch(
     from rich.live import Live
 
     console = Console()
-    source: Source = _Stream() if run == _STDIN else _File(Path(run))
+    quiet_s = _ONCE_QUIET_S if once else _QUIET_S
+    source: Source = _Stream(quiet_s) if run == _STDIN else _File(Path(run))
     if once:
         console.print(view(source.read(), updates))
         return
@@ -98,15 +101,15 @@ def view(rows: Sequence[Mapping[str, float]], updates: int | None) -> "Renderabl
         return Text("no update yet")
     curves = curves_of(rows)
     table = Table(box=box.SIMPLE_HEAD, title=headline(rows, updates), title_justify="left")
-    for column in ("", "metric", "now", "mean of 10", "course"):
-        table.add_column(column, no_wrap=True)
+    for column in ("", "metric", "now", "of 10", "course"):
+        table.add_column(column, no_wrap=True, overflow="fold" if column == "metric" else "crop")
     for group, names in _grouped(curves):
         for place, name in enumerate(names):
             _, values = curves[name]
             recent = [value for value in values[-10:] if math.isfinite(value)]
-            mean = f"{sum(recent) / len(recent):.4g}" if recent else "-"
+            mean = f"{sum(recent) / len(recent):.3g}" if recent else "-"
             table.add_row(
-                group if place == 0 else "", name, f"{values[-1]:.4g}", mean, sparkline(values)
+                group if place == 0 else "", name, f"{values[-1]:.3g}", mean, sparkline(values)
             )
     found = alarms(rows)[-_MOST_ALARMS:]
     lines = [
@@ -192,40 +195,36 @@ class _File:
 
 
 class _Stream:
-    """Lines that arrive on standard input."""
+    """Lines that arrive on standard input.
 
-    def __init__(self) -> None:
+    Args:
+        quiet_s: seconds of silence after which what has come is taken for all there is for now.
+    """
+
+    def __init__(self, quiet_s: float) -> None:
+        self._quiet_s = quiet_s
+        self._rest = b""
         self._rows: list[dict[str, float]] = []
 
     def read(self) -> list[dict[str, float]]:
-        for line in _arrived():
-            try:
-                row = {name: float(value) for name, value in json.loads(line).items()}
-                self._rows.append({**row, "step": int(row["step"])})
-            except (ValueError, KeyError, TypeError, AttributeError):
-                # `tail` may begin in the middle of a line.
-                continue
+        stream = sys.stdin.fileno()
+        while select.select([stream], [], [], self._quiet_s)[0]:
+            # Not readline: what it buffers, select does not see.
+            arrived = os.read(stream, 1 << 16)
+            if not arrived:
+                break
+            *lines, self._rest = (self._rest + arrived).split(b"\n")
+            self._rows += [row for line in lines if (row := _row(line)) is not None]
         return self._rows
 
 
-def _arrived() -> Iterator[str]:
-    """Lines that can be read without waiting long; all of them where input is a file."""
-    if not sys.stdin.isatty() and not _can_wait():
-        yield from sys.stdin
-        return
-    while select.select([sys.stdin], [], [], 0.05)[0]:
-        line = sys.stdin.readline()
-        if not line:
-            return
-        yield line
-
-
-def _can_wait() -> bool:
+def _row(line: bytes) -> dict[str, float] | None:
+    """A line of metrics; None for what is none: `tail` may begin in the middle of one."""
     try:
-        sys.stdin.fileno()
-    except (OSError, ValueError):
-        return False
-    return True
+        row = {name: float(value) for name, value in json.loads(line).items()}
+        return {**row, "step": int(row["step"])}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _grouped(curves: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
