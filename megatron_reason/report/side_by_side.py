@@ -79,4 +79,5 @@ def _merged(parts: Sequence[RunData]) -> RunData:
         measurements=[m for part in parts for m in part.measurements],
         settings={},
         troubles=[trouble for part in parts for trouble in part.troubles],
+        num_runs=len(parts),
     )
