@@ -85,6 +85,7 @@ TESTED_BY: dict[str, str] = {
     "evaluation/card.py": "evaluation/test_run.py",  # what an evaluation writes
     "evaluation/summary.py": "evaluation/test_run.py",  # what an evaluation writes
     "evaluation/benchmarks/*.py": "evaluation/test_base.py",  # tables of values
+    "evaluation/suites/*.py": "evaluation/test_suite.py",  # tables of values
     "generation/base.py": "generation/test_open.py",  # the Engine protocol
     "generation/chat_templates/*.py": "generation/test_templates.py",  # tables of values
     "generation/hf_folder.py": "generation/test_vllm_engine.py",  # weights of another model
@@ -94,6 +95,9 @@ TESTED_BY: dict[str, str] = {
     "generation/vllm_process.py": "generation/test_vllm_engine.py",  # the engine's other half
     "launch/base.py": "launch/test_local.py",  # the Launcher protocol
     "models/families/*.py": "models/test_architecture.py",  # tables of values
+    "report/analyses/*.py": "report/test_analysis.py",  # one contract for all, and each one's own
+    "report/drawing.py": "report/test_figures.py",  # seen through figures
+    "report/examples.py": "report/test_page.py",  # seen on the page
     "rewards/_lese.py": "rewards/test_lese.py",  # parts of a total
     "rewards/base.py": "rewards/test_pool.py",  # the Reward protocol
     "rewards/lese_binary.py": "rewards/test_lese.py",  # the same vectors

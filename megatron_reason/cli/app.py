@@ -10,7 +10,17 @@ import warnings
 import typer
 
 from megatron_reason import __version__
-from megatron_reason.cli import convert, evaluate, inspect, run, serve
+from megatron_reason.cli import (
+    analyse,
+    compare,
+    convert,
+    evaluate,
+    inspect,
+    logprobs,
+    run,
+    serve,
+    watch,
+)
 from megatron_reason.errors import ReasonError
 
 app = typer.Typer(
@@ -46,6 +56,11 @@ app.command("train")(run.train)
 app.command("resume-check")(run.resume_check)
 app.command("stage")(run.stage)
 app.command("eval")(evaluate.evaluate)
+app.command("regrade")(evaluate.regrade)
+app.command("compare")(compare.compare)
+app.command("analyse")(analyse.analyse)
+app.command("logprobs")(logprobs.logprobs)
+app.command("watch")(watch.watch)
 app.command("report")(evaluate.report)
 app.command("serve")(serve.serve)
 app.add_typer(convert.app, name="convert")

@@ -46,6 +46,18 @@ def _benchmarks() -> Registry[Any]:
     return BENCHMARKS
 
 
+def _suites() -> Registry[Any]:
+    from megatron_reason.evaluation.suite import SUITES
+
+    return SUITES
+
+
+def _analyses() -> Registry[Any]:
+    from megatron_reason.report.analysis import ANALYSES
+
+    return ANALYSES
+
+
 def _templates() -> Registry[Any]:
     from megatron_reason.generation.templates import TEMPLATES
 
@@ -58,6 +70,8 @@ _REGISTRIES: dict[str, Callable[[], Registry[Any]]] = {
     "rewards": _rewards,
     "stages": _stages,
     "benchmarks": _benchmarks,
+    "suites": _suites,
+    "analyses": _analyses,
     "templates": _templates,
 }
 

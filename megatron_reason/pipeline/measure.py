@@ -4,6 +4,7 @@ Answers come from the generation engine, entropy from a forward pass of the trai
 worker processes. Not here: what is computed from them (`evaluation`).
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ import polars as pl
 from megatron_reason.config.evaluate import EvalConfig
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
+from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.config.template import TemplateConfig
-from megatron_reason.evaluation.base import BENCHMARKS
+from megatron_reason.errors import ConfigError
+from megatron_reason.evaluation.base import find_benchmark
+from megatron_reason.evaluation.regrade import Regraded, evaluation_folders, grader_of, regrade
 from megatron_reason.evaluation.run import evaluate, fill_entropy
 from megatron_reason.evaluation.summary import EvalSummary
 from megatron_reason.generation.base import Engine
@@ -40,6 +44,8 @@ class ProblemSet:
     """Reward that grades the answers."""
     folder: Path
     """Where the results go, below the stage's folder."""
+    sampling: SamplingConfig
+    """How its answers are drawn."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,50 @@ def problem_sets(config: EvalConfig, table: Path | None) -> list[ProblemSet]:
     """
     sets: list[ProblemSet] = []
     if table is not None:
+        name = config.table or table.name
         sets.append(
-            ProblemSet(config.table or table.name, heldout_problems(table), config.reward, Path())
+            ProblemSet(name, heldout_problems(table), config.reward, Path(), config.sampling)
         )
+    for name in config.samples_of:
+        find_benchmark(name, "eval.samples_of")
     for name in config.benchmarks:
-        benchmark = BENCHMARKS.get(name, "eval.benchmarks")
-        problems = benchmark.problems(config.benchmark_folder)
-        sets.append(ProblemSet(name, problems, benchmark.reward, Path(name)))
+        benchmark = find_benchmark(name)
+        problems = benchmark.problems(config.benchmark_folder, choice_seed=config.choice_seed)
+        reward = config.benchmark_reward or benchmark.reward
+        sampling = config.sampling
+        if name in config.samples_of:
+            sampling = sampling.model_copy(update={"samples_per_prompt": config.samples_of[name]})
+        folder = Path(benchmark.name)
+        sets.append(ProblemSet(benchmark.name, problems, reward, folder, sampling))
+    if doubled := [name for name, count in Counter(s.name for s in sets).items() if count > 1]:
+        raise ConfigError(
+            "eval.benchmarks",
+            f"{doubled[0]} is named twice, and both would be written to one folder.",
+            "Name each once; rename a file that is called like a benchmark.",
+        )
     return sets
+
+
+def regrade_all(folder: Path, reward: str | None) -> dict[str, Regraded]:
+    """Grade all answers stored below `folder` again, without a model.
+
+    Args:
+        folder: an evaluation's folder, or one that holds several.
+        reward: grader; None takes the one that graded each before.
+
+    Returns:
+        What changed, by the name of each evaluation.
+
+    Raises:
+        DataError: no stored answers below `folder`.
+        ConfigError: no such reward.
+    """
+    found: dict[str, Regraded] = {}
+    for name, path in evaluation_folders(folder).items():
+        grader = reward or grader_of(path)
+        with AnswerPool(deadline_s=_GRADING_DEADLINE_S, reward=grader) as pool:
+            found[name] = regrade(path, grader, pool.grade_many)
+    return found
 
 
 def measure(
@@ -107,7 +149,9 @@ def measure(
     """
     template = load_template(subject.template, subject.weights)
     output = output / problem_set.folder
-    config = config.model_copy(update={"reward": problem_set.reward})
+    config = config.model_copy(
+        update={"reward": problem_set.reward, "sampling": problem_set.sampling}
+    )
     write_table(output, Kind.PROBLEMS, problem_set.problems)
     with AnswerPool(deadline_s=_GRADING_DEADLINE_S, reward=problem_set.reward) as pool:
         summary = evaluate(

@@ -1,32 +1,37 @@
-"""Tables -> figures, as pure functions; the only importer of matplotlib.
+"""Tables -> figures, as pure functions.
 
 Every figure is one panel, sized to be read at the width of a phone; pages put panels side by side
-where there is room. A model keeps its colour, line and marker in every panel, and the colours
-(Okabe and Ito's) can be told apart with any colour vision. Functions return None when there is
-nothing to draw. Not here: files and pages (`page.py`).
+where there is room. Functions return None when there is nothing to draw. Not here: how things look
+(`drawing.py`), files and pages (`page.py`).
 """
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, ParamSpec
 
-import matplotlib as mpl
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from megatron_reason.evaluation.summary import EvalSummary
+from megatron_reason.evaluation.summary import EvalSummary, powers_of_two
+from megatron_reason.report.drawing import (
+    INK,
+    RIGHT,
+    SOFT,
+    WIDTH_IN,
+    WRONG,
+    Axes,
+    Figure,
+    MaxNLocator,
+    as_png,
+    legend_below,
+    looks,
+    styled,
+)
 from megatron_reason.report.numbers import bin_edges
-from megatron_reason.report.run_data import BASE, Selection
+from megatron_reason.report.run_data import Selection
 
 __all__ = [
     "Figure",
-    "Look",
     "accuracy_and_entropy",
     "as_png",
     "distributions",
@@ -36,70 +41,12 @@ __all__ = [
     "training_curve",
 ]
 
-P = ParamSpec("P")
-
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_INK, _SOFT, _POOL = "#1B1F24", "#5B6470", "#C9CED6"
-_RIGHT, _WRONG = "#0072B2", "#D55E00"
-_WIDTH_IN = 5.0
+_POOL = "#C9CED6"
 _FEW_POINTS, _MANY_POINTS = 30, 80
 _SMALL = 0.01
-_STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 11.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _SOFT,
-    "axes.labelcolor": _SOFT,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E7EB",
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "text.color": _INK,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "figure.dpi": 160,
-    "figure.constrained_layout.use": True,
-}
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one model is drawn."""
-
-    color: str
-    linestyle: Any
-    marker: str
-
-
-def looks(models: Sequence[str]) -> dict[str, Look]:
-    """Look of each model; the base model is grey."""
-    trained = [name for name in models if name != BASE]
-    chosen = {
-        name: Look(
-            _PALETTE[i % len(_PALETTE)], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)]
-        )
-        for i, name in enumerate(trained)
-    }
-    return chosen | {BASE: Look(_SOFT, "-", "x")}
-
-
-def _styled(draw: Callable[P, Figure | None]) -> Callable[P, Figure | None]:
-    """Draw under this module's style, leaving matplotlib's global settings alone."""
-
-    @wraps(draw)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure | None:
-        with mpl.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return inner
-
-
-@_styled
+@styled
 def distributions(
     selections: Sequence[Selection], column: str, models: Sequence[str]
 ) -> Figure | None:
@@ -118,7 +65,7 @@ def distributions(
     if not strips:
         return None
     edges = bin_edges(selections, column)
-    figure = Figure(figsize=(_WIDTH_IN, 0.6 + 0.72 * len(strips)))
+    figure = Figure(figsize=(WIDTH_IN, 0.6 + 0.72 * len(strips)))
     axes: list[Axes] = list(figure.subplots(len(strips), 1, sharex=True, squeeze=False)[:, 0])
     for ax, strip in zip(axes, strips, strict=True):
         _draw_strip(ax, strip, column, edges)
@@ -128,7 +75,7 @@ def distributions(
     return figure
 
 
-@_styled
+@styled
 def training_curve(
     training: Mapping[str, pl.DataFrame], metric: str, title: str, models: Sequence[str]
 ) -> Figure | None:
@@ -151,7 +98,7 @@ def training_curve(
     if not lines:
         return None
     look = looks(models)
-    figure = Figure(figsize=(_WIDTH_IN, 3.3))
+    figure = Figure(figsize=(WIDTH_IN, 3.3))
     ax = figure.subplots()
     for name, line in lines.items():
         steps, values = line["step"].to_numpy(), line[metric].to_numpy().astype(float)
@@ -168,11 +115,11 @@ def training_curve(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if max(abs(bound) for bound in ax.get_ylim()) < _SMALL:
         ax.yaxis.set_major_formatter("{x:.1e}")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
-@_styled
+@styled
 def pass_at_k_curves(
     summaries: Mapping[str, EvalSummary], title: str, models: Sequence[str]
 ) -> Figure | None:
@@ -186,7 +133,7 @@ def pass_at_k_curves(
     if not summaries:
         return None
     look = looks(models)
-    figure = Figure(figsize=(_WIDTH_IN, 3.8))
+    figure = Figure(figsize=(WIDTH_IN, 3.8))
     ax = figure.subplots()
     ticks: set[int] = set()
     for name, summary in summaries.items():
@@ -200,22 +147,24 @@ def pass_at_k_curves(
         )
         color = look[name].color
         ax.fill_between(ks, 100 * low, 100 * high, color=color, alpha=0.1, linewidth=0)
+        marked = powers_of_two(int(ks[-1]))
         ax.plot(
             ks, 100 * value, color=color, label=name, linewidth=1.8, markersize=5,
             linestyle=look[name].linestyle, marker=look[name].marker,
+            markevery=[place for place, k in enumerate(ks) if int(k) in marked],
         )  # fmt: skip
-        ticks |= {int(k) for k in ks}
+        ticks |= set(marked)
     ax.set_xscale("log", base=2)
     ax.set_xticks(sorted(ticks), [str(k) for k in sorted(ticks)])
     ax.minorticks_off()
     ax.set_ylim(bottom=0)
     ax.set_title(f"{title}: pass@k (%)")
     ax.set_xlabel("k")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
-@_styled
+@styled
 def accuracy_and_entropy(
     summaries: Mapping[str, EvalSummary], title: str, models: Sequence[str]
 ) -> Figure | None:
@@ -234,7 +183,7 @@ def accuracy_and_entropy(
     if not crosses:
         return None
     look = looks(models)
-    figure = Figure(figsize=(_WIDTH_IN, 3.8))
+    figure = Figure(figsize=(WIDTH_IN, 3.8))
     ax = figure.subplots()
     for name, (x, y) in crosses.items():
         color = look[name].color
@@ -247,11 +196,11 @@ def accuracy_and_entropy(
     ax.set_ylim(bottom=0)
     ax.set_title(f"{title}: pass@1 (%) against entropy")
     ax.set_xlabel("entropy of the answers (nats per token)")
-    _legend_below(figure)
+    legend_below(figure)
     return figure
 
 
-@_styled
+@styled
 def lengths_by_verdict(answers: Mapping[str, pl.DataFrame], title: str) -> Figure | None:
     """Lengths of right and of other answers, two boxes per model (LESE, Table 2).
 
@@ -261,13 +210,13 @@ def lengths_by_verdict(answers: Mapping[str, pl.DataFrame], title: str) -> Figur
     """
     if not answers:
         return None
-    figure = Figure(figsize=(_WIDTH_IN, 1.0 + 0.62 * len(answers)))
+    figure = Figure(figsize=(WIDTH_IN, 1.0 + 0.62 * len(answers)))
     ax = figure.subplots()
     for place, frame in enumerate(answers.values()):
         is_right = frame["score"] > 0
         for shift, color, rows in (
-            (-0.19, _RIGHT, frame.filter(is_right)),
-            (0.19, _WRONG, frame.filter(~is_right)),
+            (-0.19, RIGHT, frame.filter(is_right)),
+            (0.19, WRONG, frame.filter(~is_right)),
         ):
             _draw_box(ax, place + shift, rows["num_tokens"], color)
     ax.set_yticks(range(len(answers)), list(answers))
@@ -276,17 +225,10 @@ def lengths_by_verdict(answers: Mapping[str, pl.DataFrame], title: str) -> Figur
     ax.margins(x=0.15)
     ax.grid(axis="y", visible=False)
     ax.set_title(f"{title}: tokens per answer")
-    for color, label in ((_RIGHT, "right"), (_WRONG, "not right")):
+    for color, label in ((RIGHT, "right"), (WRONG, "not right")):
         ax.plot([], [], "s", color=color, label=label)
-    _legend_below(figure)
+    legend_below(figure)
     return figure
-
-
-def as_png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -310,7 +252,7 @@ def _strips(selections: Sequence[Selection], models: Sequence[str]) -> list[_Str
     for selection in selections:
         if selection.rows.is_empty():
             continue
-        color = look[selection.variants[-1]].color if selection.variants else _INK
+        color = look[selection.variants[-1]].color if selection.variants else INK
         users = f" for {', '.join(selection.variants)}" if selection.variants else ""
         label = f"{selection.name}: {len(selection.rows)}{users}"
         strips.append(_Strip(label, color, selection.rows, candidates, _density(selection)))
@@ -336,9 +278,9 @@ def _draw_strip(ax: Axes, strip: _Strip, column: str, edges: NDArray[np.float64]
         histtype="stepfilled",
     )  # fmt: skip
     if strip.target is not None and column == "ppl":
-        ax.plot(*strip.target, color=_INK, linewidth=1.4, linestyle="--")
+        ax.plot(*strip.target, color=INK, linewidth=1.4, linestyle="--")
     median = float(np.median(strip.rows[column].to_numpy()))
-    ax.plot([min(median, edges[-1])], [0], "^", color=_INK, markersize=6, clip_on=False, zorder=5)
+    ax.plot([min(median, edges[-1])], [0], "^", color=INK, markersize=6, clip_on=False, zorder=5)
     ax.set_title(f"{strip.label}, median {median:.3g}", fontsize=10, pad=2)
     ax.set_yticks([])
     ax.tick_params(axis="x", length=0)
@@ -360,7 +302,7 @@ def _draw_box(ax: Axes, place: float, lengths: pl.Series, color: str) -> None:
     end = float(np.quantile(tokens, 0.95))
     ax.annotate(
         f"n = {len(tokens)}", (end, place), xytext=(5, 0), textcoords="offset points",
-        va="center", fontsize=9, color=_SOFT,
+        va="center", fontsize=9, color=SOFT,
     )  # fmt: skip
 
 
@@ -374,9 +316,3 @@ def _smoothed(
     counts = np.convolve(is_finite.astype(float), ones, "valid")
     means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0.5)
     return steps[window // 2 :][: len(means)], means
-
-
-def _legend_below(figure: Figure) -> None:
-    handles, _ = figure.axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(loc="outside lower center", ncols=min(len(handles), 3), columnspacing=1.4)

@@ -1,25 +1,28 @@
-"""One self-contained HTML page per run, and its markdown twin.
+"""One self-contained HTML page about one run or several, and its markdown twin.
 
-Reads the run folder alone; the page loads nothing from anywhere. Not here: drawing (`figures.py`),
-reading (`run_data.py`), the headline table (`table.py`) and the page's looks (`page.html.j2`).
+Reads the run folder alone; the page loads nothing from anywhere. Not here: drawing (`figures.py`,
+`charts.py`), reading (`run_data.py`), the headline table (`table.py`), the answers shown
+(`examples.py`) and the page's looks (`page.html.j2`, `chart.js.j2`).
 """
 
 import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import polars as pl
 import yaml
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from megatron_reason import __version__
 from megatron_reason.files import atomic_path, write_text
+from megatron_reason.report.analysis import Plot
+from megatron_reason.report.charts import Chart, pass_chart, training_chart
+from megatron_reason.report.drawing import Figure
+from megatron_reason.report.examples import examples
 from megatron_reason.report.figures import (
-    Figure,
     accuracy_and_entropy,
     as_png,
     distributions,
@@ -33,16 +36,17 @@ from megatron_reason.report.numbers import (
     selection_numbers,
     training_numbers,
 )
-from megatron_reason.report.run_data import CONFIG, ENVIRONMENT, Measurement, RunData, read_run
+from megatron_reason.report.run_data import CONFIG, ENVIRONMENT, RunData, read_run
+from megatron_reason.report.side_by_side import read_runs
 from megatron_reason.report.table import headline_of, headline_table
 
-__all__ = ["build_report", "headline_table"]
+__all__ = ["build_comparison", "build_report", "headline_table"]
 
 PAGE = "index.html"
 TABLE = "table.md"
-_NUM_EXAMPLES = 4
-_LONGEST_RESPONSE = 4000
 _TEMPLATE = "page.html.j2"
+_SCRIPT = "chart.js.j2"
+_PAPERS = {"Configuration": CONFIG, "Environment": ENVIRONMENT}
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Picture:
     """What it shows and how to read it."""
     source: str
     """The PNG as a data URI."""
+    chart: Markup | None
+    """JSON for the page's script."""
 
 
 @dataclass(frozen=True)
@@ -65,28 +71,6 @@ class Section:
     pictures: list[Picture]
     absence: str
     """Said in their place when there are none."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one model answered."""
-
-    model: str
-    response: str
-    status: str
-    is_right: bool
-    extracted: str
-    num_tokens: int
-    is_cut: bool
-
-
-@dataclass(frozen=True)
-class Example:
-    """One problem and the first answer of every model to it."""
-
-    problem: str
-    answer: str
-    answers: list[Answer]
 
 
 def build_report(run: Path) -> Path:
@@ -100,111 +84,68 @@ def build_report(run: Path) -> Path:
     Raises:
         DataError: `run` is no run folder.
     """
-    data = read_run(run)
+    papers = {title: _text(run / name) for title, name in _PAPERS.items()}
+    return _write(read_run(run), run.resolve().name, run / "report", papers)
+
+
+def build_comparison(runs: Sequence[Path], folder: Path, *, force: bool = False) -> Path:
+    """Write one page about several runs, with its table and figures, into `folder`.
+
+    Args:
+        runs: folders of runs.
+        folder: where the page goes.
+        force: see `read_runs`.
+
+    Raises:
+        DataError: see `read_runs`.
+    """
+    data = read_runs(runs, force=force)
+    names = [run.resolve().name for run in runs]
+    papers = {
+        f"{title} of {name}": _text(run / file)
+        for run, name in zip(runs, names, strict=True)
+        for title, file in _PAPERS.items()
+    }
+    return _write(data, " and ".join(names), folder, papers)
+
+
+def _write(data: RunData, name: str, folder: Path, papers: Mapping[str, str]) -> Path:
     headline = headline_of(data)
-    folder = run / "report"
     for old in (*folder.glob("*.png"), *folder.glob("*.csv")):
         old.unlink()
-    template = files("megatron_reason.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    page = environment.from_string(template).render(
-        name=run.resolve().name,
+    sets = data.problem_sets
+    page = environment.from_string(_resource(_TEMPLATE)).render(
+        name=name,
         minutes=sum(stage.seconds for stage in data.stages) / 60,
         version=__version__,
-        model=(data.settings.get("model") or {}).get("path", "unknown model"),
+        model=(data.settings.get("model") or {}).get("path", ""),
         data=data,
         stages=[stage for stage in data.stages if stage.kind != "report"],
         incomparable=data.incomparable(),
         tables={name: headline.on(name) for name in headline.problem_sets},
         sections=[_section(section, folder) for section in _sections(data)],
-        examples={name: examples(data.on(name)) for name in data.problem_sets},
-        papers={
-            "Configuration": _text(run / CONFIG),
-            "Environment": _text(run / ENVIRONMENT),
-        },
+        examples={name: examples(data.on(name)) for name in sets},
+        papers=papers,
+        script=Markup(_resource(_SCRIPT)),
     )
     write_text(folder / PAGE, page)
     write_text(folder / TABLE, headline.markdown())
     return folder / PAGE
 
 
-def examples(measurements: Sequence[Measurement], count: int = _NUM_EXAMPLES) -> list[Example]:
-    """Problems with every model's first answer; those that models differ on come first.
-
-    Behind them comes one answer of every status that is not among these.
-
-    Args:
-        measurements: of several models on one set of problems.
-        count: most problems given with every model's answer.
-    """
-    if not measurements:
-        return []
-    answers = pl.concat(m.answers.with_columns(model=pl.lit(m.model)) for m in measurements)
-    firsts = answers.filter(pl.col("sample_index") == 0)
-    chosen = (
-        firsts.group_by("problem_id")
-        .agg(difference=((pl.col("score") > 0).mean() - 0.5).abs())
-        .sort("difference", "problem_id")
-        .head(count)["problem_id"]
-        .to_list()
-    )
-    shown = firsts.filter(pl.col("problem_id").is_in(chosen))
-    rare = answers.filter(~pl.col("status").is_in(shown["status"].to_list())).unique(
-        "status", keep="first", maintain_order=True
-    )
-    rows = _whole(measurements, pl.concat([shown, rare]))
-    first_rows, rare_rows = rows[: len(shown)], rows[len(shown) :]
-    groups = [[row for row in first_rows if row["problem_id"] == key] for key in chosen]
-    groups += [[row] for row in rare_rows]
-    return [
-        Example(group[0]["problem"], group[0]["answer"], [_answer(row) for row in group])
-        for group in groups
-    ]
-
-
-def _whole(measurements: Sequence[Measurement], wanted: pl.DataFrame) -> list[dict[str, Any]]:
-    """Rows with their texts, in the order in which they are wanted."""
-    found: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for measurement in measurements:
-        keys = wanted.filter(pl.col("model") == measurement.model)
-        for row in measurement.whole(keys).iter_rows(named=True):
-            key = (measurement.model, row["problem_id"], row["sample_index"])
-            found[key] = row | {"model": measurement.model}
-    columns = ("model", "problem_id", "sample_index")
-    return [found[key] for key in wanted.select(columns).iter_rows()]
-
-
-def _answer(row: Mapping[str, Any]) -> Answer:
-    return Answer(
-        model=row["model"],
-        response=_shortened(row["response"]),
-        status=row["status"],
-        is_right=row["score"] > 0,
-        extracted=row["extracted"] or "",
-        num_tokens=row["num_tokens"],
-        is_cut=row["finish"] == "length",
-    )
-
-
-def _shortened(text: str) -> str:
-    """The text, its middle left out if it is very long."""
-    if len(text) <= _LONGEST_RESPONSE:
-        return text
-    half = _LONGEST_RESPONSE // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
+def _resource(name: str) -> str:
+    return files("megatron_reason.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class _Plot:
+class _Plot(Plot):
     """A figure before it is encoded."""
 
-    name: str
-    caption: str
-    figure: Figure | None
-    numbers: pl.DataFrame
-    """What it shows."""
+    chart: Chart | None = None
+    """The same as data for the page's script."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +178,7 @@ def _answered(data: RunData) -> Iterator[_Plot]:
             "apart.",
             pass_at_k_curves(summaries, name, data.models),
             metric_numbers(summaries, "pass@*"),
+            pass_chart(summaries, name, data.models),
         )
         yield _Plot(
             _numbered("entropy", index),
@@ -322,7 +264,8 @@ def _trained(data: RunData) -> Iterator[_Plot]:
         title, caption = _KNOWN.get(metric, (name, f"{name}, as the method logged it."))
         figure = training_curve(data.training, metric, title, data.models)
         numbers = training_numbers(data.training, metric)
-        yield _Plot(metric.replace("/", "_"), caption, figure, numbers)
+        chart = training_chart(data.training, metric, title, data.models)
+        yield _Plot(metric.replace("/", "_"), caption, figure, numbers, chart)
 
 
 def _numbered(name: str, index: int) -> str:
@@ -343,7 +286,11 @@ def _saved(plot: _Plot, figure: Figure, folder: Path) -> Picture:
     with atomic_path(folder / f"{plot.name}.csv") as path:
         plot.numbers.write_csv(path)
     encoded = base64.b64encode(png).decode()
-    return Picture(plot.name, plot.caption, f"data:image/png;base64,{encoded}")
+    chart = None
+    if plot.chart is not None:
+        # No text of it can end the element that holds it.
+        chart = Markup(json.dumps(asdict(plot.chart)).replace("<", "\\u003c"))
+    return Picture(plot.name, plot.caption, f"data:image/png;base64,{encoded}", chart)
 
 
 def _text(path: Path) -> str:

@@ -127,6 +127,8 @@ class RunData:
     """The resolved configuration as it was written."""
     troubles: list[str]
     """What could not be read, and why."""
+    num_runs: int = 1
+    """Runs that stand side by side in it."""
 
     @property
     def problem_sets(self) -> list[str]:

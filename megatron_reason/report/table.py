@@ -129,12 +129,18 @@ def headline_table(run: Path) -> Headline:
 
 
 def headline_of(data: RunData) -> Headline:
-    """Headline table of a run that was read; models that were not measured have no numbers."""
+    """Headline table of a run that was read; models that were not measured have no numbers.
+
+    A model of another run has no row among problems that only its neighbours were asked.
+    """
     found = {(m.problem_set, m.model): m.summary for m in data.measurements}
+    measured = {model for _, model in found}
     rows: list[HeadlineRow] = []
     for problem_set in data.problem_sets or ["not measured"]:
         for model in data.models:
             summary = found.get((problem_set, model))
+            if summary is None and data.num_runs > 1 and model in measured:
+                continue
             if summary is None:
                 rows.append(HeadlineRow(problem_set, model, {}))
             else:

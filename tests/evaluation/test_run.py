@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,10 +124,17 @@ def test_tables_and_summary(
     no_answer = by_hand.count(Status.NO_ANSWER) / 15
     assert metrics["no_answer_fraction"].value == pytest.approx(no_answer)
     assert set(metrics) == {
-        "pass@1", "pass@2", "pass@3", "maj@3", "mean_length", "truncated_fraction",
-        "no_answer_fraction",
+        "pass@1", "pass@2", "pass@3", "maj@3", "mean_length", "length_correct", "length_wrong",
+        "truncated_fraction", "no_answer_fraction",
     }  # fmt: skip
-    assert all(m.low <= m.value <= m.high and m.n == 15 for m in metrics.values())
+    by_verdict = {"length_correct": right, "length_wrong": 15 - right}
+    for name, metric in metrics.items():
+        assert metric.low <= metric.value <= metric.high
+        assert metric.n == by_verdict.get(name, 15)
+    means = {flag: rows.filter((pl.col("status") == Status.OK) == flag)["num_tokens"].mean()
+             for flag in (True, False)}  # fmt: skip
+    assert metrics["length_correct"].value == pytest.approx(means[True])
+    assert metrics["length_wrong"].value == pytest.approx(means[False])
     assert (summary.num_problems, summary.num_samples) == (5, 15)
     assert sum(summary.statuses.values()) == 15
     assert read_summary(tmp_path) == summary
@@ -151,6 +159,49 @@ def test_interrupted_evaluation_goes_on_and_equals_an_uninterrupted_one(
     engine.num_prompts = 0
     evaluate(problems, engine, output=whole, **arguments)
     assert engine.num_prompts == 0
+
+
+@pytest.mark.parametrize("deadly", range(1, 6))
+def test_interrupted_at_any_grading_the_same_command_gives_the_same_table(
+    engine: CountingEngine, template: Template, problems: pl.DataFrame, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, deadly: int,
+):  # fmt: skip
+    """What is on disk then is all that a killed process leaves: tables appear in one rename."""
+    monkeypatch.setattr(run, "_SAMPLES_PER_CHUNK", NUM_SAMPLES)
+    arguments = {"template": template, "config": make_config(), "output": tmp_path / "parts"}
+    calls = itertools.count(1)
+
+    def dies(pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        if next(calls) == deadly:
+            raise KeyboardInterrupt
+        return grade(pairs)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(problems, engine, grade=dies, **arguments)
+    table = tmp_path / "parts" / "generations.parquet"
+    assert table.exists() == (deadly > 1)
+    summary = evaluate(problems, engine, grade=grade, **arguments)
+    whole = {**arguments, "output": tmp_path / "whole"}
+    assert summary == evaluate(problems, engine, grade=grade, **whole)
+    stored = read_table(tmp_path / "parts", Kind.GENERATIONS)
+    assert stored.equals(read_table(tmp_path / "whole", Kind.GENERATIONS))
+
+
+def test_another_grader_judges_the_stored_answers_again(
+    engine: CountingEngine, template: Template, problems: pl.DataFrame, tmp_path: Path
+):
+    arguments = {"template": template, "output": tmp_path}
+    evaluate(problems, engine, config=make_config(), grade=grade, **arguments)
+    answers = read_table(tmp_path, Kind.GENERATIONS, columns=["response"])
+    engine.num_prompts = 0
+    found = evaluate(
+        problems, engine, config=make_config(reward="numeric"), **arguments,
+        grade=lambda pairs: [Verdict(1.0, Status.OK, "x") for _ in pairs],
+    )  # fmt: skip
+    assert engine.num_prompts == 0
+    assert found.metrics["pass@1"].value == 1
+    assert read_card(tmp_path).reward == "numeric"
+    assert read_table(tmp_path, Kind.GENERATIONS, columns=["response"]).equals(answers)
 
 
 def test_another_card_starts_afresh(

@@ -66,12 +66,13 @@ def test_pass_at_k_bands_are_the_intervals(data):
     summaries = {m.model: m.summary for m in data.measurements}
     figure = pass_at_k_curves(summaries, "set", MODELS)
     for index, (name, summary) in enumerate(summaries.items()):
-        estimates = [summary.metrics[f"pass@{k}"] for k in (1, 2, 4)]
+        estimates = [summary.metrics[f"pass@{k}"] for k in (1, 2, 3, 4)]
         line = lines(figure)[name]
-        assert list(line.get_xdata()) == [1, 2, 4]
+        assert list(line.get_xdata()) == [1, 2, 3, 4]
+        assert line.get_markevery() == [0, 1, 3]
         assert list(line.get_ydata()) == pytest.approx([100 * e.value for e in estimates])
         corners = figure.axes[0].collections[index].get_paths()[0].vertices
-        edges = {(k, 100 * y) for k, e in zip((1, 2, 4), estimates, strict=True)
+        edges = {(k, 100 * y) for k, e in zip((1, 2, 3, 4), estimates, strict=True)
                  for y in (e.low, e.high)}  # fmt: skip
         for edge in edges:
             assert any(corner == pytest.approx(edge) for corner in corners.tolist())

@@ -1,13 +1,16 @@
 import base64
+import json
 import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 from megatron_reason.errors import DataError
-from megatron_reason.report.page import build_report, examples
+from megatron_reason.report.examples import examples
+from megatron_reason.report.page import build_report
 from megatron_reason.report.run_data import read_run
 from megatron_reason.schema.tables import Kind, read_table, write_table
 from tests.report.runs import NUM_PROBLEMS, VARIANTS, folder_of, write_eval
@@ -45,6 +48,22 @@ class Page(HTMLParser):
         return "\n".join(text for inside, text in self.texts if tag in (None, inside))
 
 
+def rename(run, variant, name):
+    """Give a variant another name in the run's plan."""
+    path = run / "plan.json"
+    rows = json.loads(path.read_text())
+    for row in rows:
+        row["variant"] = name if row["variant"] == variant else row["variant"]
+    path.write_text(json.dumps(rows))
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["variants"][name] = settings["variants"].pop(variant)
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def pictures(page):
+    return [img for img in page.all("img") if "src" in img]
+
+
 @pytest.fixture(scope="module")
 def run(finished_run, tmp_path_factory):
     return shutil.copytree(finished_run, tmp_path_factory.mktemp("page") / "tiny")
@@ -71,7 +90,7 @@ def test_the_page_shows_tables_figures_answers_stages_and_settings(page):
 
 
 def test_pictures_stand_in_the_page_and_beside_it(run, page):
-    embedded = [base64.b64decode(img["src"].partition("base64,")[2]) for img in page.all("img")]
+    embedded = [base64.b64decode(img["src"].partition("base64,")[2]) for img in pictures(page)]
     files = {path.name: path.read_bytes() for path in (run / "report").glob("*.png")}
     assert sorted(embedded) == sorted(files.values())
     assert all(png.startswith(b"\x89PNG") for png in embedded)
@@ -80,14 +99,16 @@ def test_pictures_stand_in_the_page_and_beside_it(run, page):
                 "train_entropy_negative", "train_lr", "train_grad_norm"}  # fmt: skip
     assert files.keys() == {f"{name}.png" for name in expected}
     assert {path.stem for path in (run / "report").glob("*.csv")} == set(expected)
-    assert all(img["alt"] for img in page.all("img"))
+    assert all(img["alt"] for img in pictures(page))
 
 
 def test_the_page_loads_nothing(page):
     loads = [attrs[name] for _, attrs in page.tags for name in LOADING if name in attrs]
     assert loads
-    assert all(value.startswith("data:image/png;base64,") for value in loads)
-    assert not {"script", "link", "iframe", "base", "object"} & {tag for tag, _ in page.tags}
+    assert all(value.startswith(("data:image/png;base64,", "#")) for value in loads)
+    assert not {"link", "iframe", "base", "object"} & {tag for tag, _ in page.tags}
+    assert "fetch(" not in page.text("script")
+    assert "XMLHttpRequest" not in page.text("script")
     assert "url(" not in page.text("style")
     assert "@import" not in page.text("style")
 
@@ -100,9 +121,17 @@ def test_what_models_write_stays_text(finished_run, tmp_path):
     data = read_run(bad)
     chosen = examples(data.on(data.problem_sets[0]), count=NUM_PROBLEMS)
     assert evil in [answer.response for example in chosen for answer in example.answers]
+    rename(bad, "sft", "</script><img src=http://evil.example/y>")
     page = Page(build_report(bad))
-    assert {"script", "b>evil"} & {tag for tag, _ in page.tags} == set()
-    assert all(img["src"].startswith("data:") for img in page.all("img"))
+    assert "b>evil" not in {tag for tag, _ in page.tags}
+    # One script is ours; the others hold data.
+    kinds = [attrs.get("type") for attrs in page.all("script")]
+    assert kinds.count(None) == 1
+    assert set(kinds) == {None, "application/json"}
+    assert "alert(1)" not in page.text("script")
+    charts = [json.loads(text) for tag, text in page.texts if tag == "script" and text[:1] == "{"]
+    assert any("</script>" in one["name"] for chart in charts for one in chart["series"])
+    assert all(img["src"].startswith("data:") for img in page.all("img") if "src" in img)
     assert page.text("h1") == "<b>evil"
 
 
@@ -178,7 +207,7 @@ def test_an_empty_run_gives_a_page_that_says_so(finished_run, tmp_path):
             path.unlink() if path.is_file() else [file.unlink() for file in path.rglob("*.*")]
     page = Page(build_report(run))
     text = page.text()
-    assert page.all("img") == []
+    assert pictures(page) == []
     for sentence in ("Not done yet", "No model has been evaluated yet", "No variant has been",
                      "No selection has been made", "There is no config.yaml"):  # fmt: skip
         assert sentence in text
@@ -192,7 +221,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(finished_run, tmp_path):
     page = Page(build_report(run))
     troubles = [t for t in page.text("p").splitlines() if t.startswith("Could not be read")]
     assert len(troubles) == 3
-    assert len(page.all("img")) == 14
+    assert len(pictures(page)) == 14
     assert "oxa_full" in page.text("td")
 
 

@@ -5,6 +5,8 @@ import time
 import pytest
 
 from megatron_reason.rewards._plain import choice_of, equal, normal, stated_choice
+from megatron_reason.rewards.plain import grade_plain
+from megatron_reason.schema.records import Status
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,23 @@ def test_time_is_bounded_on_long_answers(piece):
     stated_choice(text, text)
     stated_choice(None, text * 2)
     assert time.perf_counter() - started_s < 0.5
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "status"),
+    [
+        (r"<think>\boxed{1}</think> \boxed{2}", "2", Status.OK),
+        (r"\boxed{\frac{1}{2}}", r"\dfrac{1}{2}", Status.OK),
+        (r"\boxed{0.5}", r"\frac{1}{2}", Status.WRONG),
+        (r"\boxed{1,000}", "1000", Status.OK),
+        (r"\boxed{(B)}", "B", Status.OK),
+        ("The answer is C.", "B", Status.WRONG),
+        ("no letter", "B", Status.NO_ANSWER),
+        ("so it is 12", "12", Status.OK),
+        ("<think>12", "12", Status.NO_ANSWER),
+        ("nothing", "12", Status.NO_ANSWER),
+        ("nothing", "x+1", Status.NO_ANSWER),
+    ],
+)
+def test_the_reward_plain_decides_everything(response: str, answer: str, status: Status):
+    assert grade_plain(response, answer).status is status

@@ -51,7 +51,7 @@ def contract(output: str, name: str) -> str:
         ),
         ("curation/planted.py", "import vllm", "vLLM stays in its adapters"),
         ("ops/planted.py", "import triton", "Triton stays in ops.kernels"),
-        ("evaluation/planted.py", "import matplotlib", "matplotlib stays in report.figures"),
+        ("evaluation/planted.py", "import matplotlib", "matplotlib stays in report.drawing"),
         ("engine/planted.py", "import wandb", "wandb and TensorBoard stay in tracking"),
         ("launch/planted.py", "import nemo_run", "NeMo-Run stays in launch.nemo_run"),
         ("report/planted.py", "import torch", "no torch where a launcher or a report runs"),

@@ -2,6 +2,4 @@
 
 from megatron_reason.evaluation.base import Benchmark, benchmark
 
-AIME24 = benchmark(
-    Benchmark(name="aime24", source="aime24.jsonl", count=(30,), samples_per_prompt=32)
-)
+AIME24 = benchmark(Benchmark(name="aime24", source="aime24.jsonl", count=(30,)))

@@ -2,6 +2,4 @@
 
 from megatron_reason.evaluation.base import Benchmark, benchmark
 
-AIME25 = benchmark(
-    Benchmark(name="aime25", source="aime25.jsonl", count=(30,), samples_per_prompt=32)
-)
+AIME25 = benchmark(Benchmark(name="aime25", source="aime25.jsonl", count=(30,)))

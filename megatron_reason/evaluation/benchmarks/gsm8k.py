@@ -6,11 +6,5 @@
 from megatron_reason.evaluation.base import Benchmark, benchmark
 
 GSM8K = benchmark(
-    Benchmark(
-        name="gsm8k",
-        source="gsm8k_test.jsonl",
-        count=(1319, 1119),
-        samples_per_prompt=1,
-        reward="numeric",
-    )
+    Benchmark(name="gsm8k", source="gsm8k_test.jsonl", count=(1319, 1119), reward="numeric")
 )

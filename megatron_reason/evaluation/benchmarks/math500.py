@@ -2,6 +2,4 @@
 
 from megatron_reason.evaluation.base import Benchmark, benchmark
 
-MATH500 = benchmark(
-    Benchmark(name="math500", source="math500.jsonl", count=(500,), samples_per_prompt=4)
-)
+MATH500 = benchmark(Benchmark(name="math500", source="math500.jsonl", count=(500,)))

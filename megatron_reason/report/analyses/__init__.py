@@ -1,0 +1,1 @@
+"""One file is one analysis: importable functions, and what `mreason analyse NAME` draws."""
