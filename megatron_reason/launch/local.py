@@ -17,7 +17,7 @@ from types import FrameType
 import psutil
 
 from megatron_reason.errors import LaunchError, StoppedError
-from megatron_reason.launch.base import Job
+from megatron_reason.launch.base import Job, Rendezvous
 from megatron_reason.launch.signals import interruptible, stop_signals, stopped_by
 
 WORKER_ENVIRONMENT = {
@@ -35,15 +35,23 @@ _BOOTSTRAP = (
     "sys.exit(1) if os.getppid() != int(sys.argv[1]) else None\n"
     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
 )
-_RANK_PREFIX = re.compile(r"^\[(?:rank|default)?\d+\]:\s?")
+# srun's label of the node, then torchrun's of the rank.
+_RANK_PREFIX = re.compile(r"^(?:\s*\d+: )?(?:\[(?:rank|default)?\d+\]:\s?)*")
 _NOTE = re.compile(r"^rank \d+, ")
 _TRACEBACK = "Traceback (most recent call last):"
-_INTERRUPTED = re.compile(r"\bInterrupted  (.*)$")
+_INTERRUPTED = re.compile(r"\bStoppedError  (.*)$")
 _REASON = re.compile(r"^megatron_reason\.errors\.\w+: (\w+Error)  (.*)$")
 
 
 class LocalLauncher:
-    """Starts `processes` workers with torchrun and waits for them."""
+    """Starts `processes` workers with torchrun and waits for them.
+
+    Args:
+        rendezvous: where they meet the workers of other nodes; None where there are none.
+    """
+
+    def __init__(self, rendezvous: Rendezvous | None = None) -> None:
+        self._rendezvous = rendezvous
 
     def run(self, job: Job) -> None:
         """Run `job`; its output is shown as it comes and kept in `job.log_file`.
@@ -56,29 +64,41 @@ class LocalLauncher:
         job.log_file.parent.mkdir(parents=True, exist_ok=True)
         job.log_file.touch()
         begin = job.log_file.stat().st_size
-        with _workers(job) as process, _pass_on_stop_signals(process, job) as received:
+        with (
+            _workers(job, self._rendezvous) as process,
+            _pass_on_stop_signals(process, job) as received,
+        ):
             _copy_output(process, job)
             code = process.wait()
         if not code:
             return
-        lines = _lines(job.log_file.read_bytes()[begin:])
-        if wish := _interruption(lines):
+        lines = plain_lines(job.log_file.read_bytes()[begin:])
+        if wish := interruption(lines):
             raise wish
         if received:
             raise stopped_by(received[0], job.name)
         raise _failure(job, code, lines)
 
 
-def torchrun_command(job: Job) -> list[str]:
+def torchrun_command(job: Job, rendezvous: Rendezvous | None = None) -> list[str]:
     """Arguments of the Python interpreter that run `job`, as one would type them."""
+    meeting = ["--standalone"]
+    if rendezvous is not None:
+        meeting = [
+            "--nnodes", str(rendezvous.nodes), "--node-rank", str(rendezvous.node),
+            "--master-addr", rendezvous.address, "--master-port", str(rendezvous.port),
+            "--rdzv-id", rendezvous.id,
+            # What each rank wrote, apart from the others.
+            "--log-dir", str(job.log_file.with_suffix("")), "--tee", "3",
+        ]  # fmt: skip
     return [
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(job.processes),
+        "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(job.processes),
         "-m", job.module, *job.arguments,
     ]  # fmt: skip
 
 
 @contextmanager
-def _workers(job: Job) -> Iterator[subprocess.Popen[bytes]]:
+def _workers(job: Job, rendezvous: Rendezvous | None) -> Iterator[subprocess.Popen[bytes]]:
     """The running torchrun; on any exception, SIGTERM included, its whole tree is ended."""
     environment = {
         **WORKER_ENVIRONMENT,
@@ -88,8 +108,9 @@ def _workers(job: Job) -> Iterator[subprocess.Popen[bytes]]:
         "PYTHONUNBUFFERED": "1",
     }
     with interruptible(job.name):
+        command = ["-c", _BOOTSTRAP, str(os.getpid()), *torchrun_command(job, rendezvous)]
         process = subprocess.Popen(
-            [sys.executable, "-c", _BOOTSTRAP, str(os.getpid()), *torchrun_command(job)],
+            [sys.executable, *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -159,11 +180,12 @@ def _copy_output(process: subprocess.Popen[bytes], job: Job) -> None:
             sys.stderr.flush()
 
 
-def _lines(output: bytes) -> list[str]:
+def plain_lines(output: bytes) -> list[str]:
+    """Lines of a log, without what srun and torchrun put before them."""
     return [_RANK_PREFIX.sub("", line) for line in output.decode(errors="replace").splitlines()]
 
 
-def _interruption(lines: list[str]) -> StoppedError | None:
+def interruption(lines: list[str]) -> StoppedError | None:
     """What the workers said when they left on request."""
     for index, line in enumerate(lines):
         if (found := _INTERRUPTED.search(line)) and len(lines) > index + 2:
@@ -177,12 +199,12 @@ def _failure(job: Job, code: int, lines: list[str]) -> LaunchError:
     ended = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return LaunchError(
         f"{job.name} ({ended})",
-        "\n  ".join(_cause(lines)),
+        "\n  ".join(cause(lines)),
         f"The whole log is {job.log_file}; mend the cause and run again.",
     )
 
 
-def _cause(lines: list[str]) -> list[str]:
+def cause(lines: list[str]) -> list[str]:
     """A worker's own ReasonError, else the first traceback, else the last lines."""
     for index, line in enumerate(lines):
         if found := _REASON.match(line):
