@@ -20,10 +20,11 @@ activate() {
     "python ($(command -v python || echo none)) has no megatron_reason; 'activate' in $file chooses it"
 }
 
-# Allocation wins over recipe: what sbatch was given is what is used.
+# Allocation wins over recipe: what sbatch was given is what is used. A job that has its nodes for
+# itself is given their GPUs even where it asks for none, so the cluster's file decides.
 layout() {
   printf -- '--set\nlaunch.cluster=%s\n--set\nlaunch.nodes=%s\n' "$1" "${SLURM_JOB_NUM_NODES:-1}"
-  [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] ||
+  [ "$gpus_per_node" = 0 ] || [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] ||
     printf -- '--set\nlaunch.processes=%s\n' "$SLURM_GPUS_ON_NODE"
 }
 
@@ -51,7 +52,7 @@ mreason_job() {
   [ -r "$file" ] || give_up "there is no $file; submit from the repository, with CLUSTER=<name>"
   activate "$file"
   settings="$(python -m megatron_reason.launch.clusters "$cluster")" || give_up "see above"
-  local max_requeues=0
+  local max_requeues=0 gpus_per_node=0
   eval "$settings"
   mapfile -t arguments < <(layout "$cluster")
 

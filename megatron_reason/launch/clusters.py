@@ -41,7 +41,7 @@ def cluster_names() -> list[str]:
 
 
 def job_settings(name: str, cluster: ClusterConfig) -> str:
-    """What a job script evaluates: exported variables, and how often it may be requeued.
+    """What a job script evaluates: exported variables, and the numbers it needs itself.
 
     Raises:
         LaunchError: the job runs elsewhere than the file says.
@@ -60,7 +60,8 @@ def job_settings(name: str, cluster: ClusterConfig) -> str:
                 "the file.",
             )
     lines = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
-    return "\n".join([*lines, f"max_requeues={cluster.max_requeues}", ""])
+    numbers = [f"{name}={getattr(cluster, name)}" for name in ("max_requeues", "gpus_per_node")]
+    return "\n".join([*lines, *numbers, ""])
 
 
 def main() -> int:

@@ -28,10 +28,12 @@ WORKER_ENVIRONMENT = {
 """What workers find in their environment unless the user has set it."""
 _TAIL_LINES = 25
 _GRACE_S = 15.0
-# Set before torchrun takes the process over: PR_SET_PDEATHSIG survives exec.
+# Set before torchrun takes the process over: PR_SET_PDEATHSIG and ignored signals survive exec.
+# Some SLURMs hand SIGUSR1 to every process of a step, and torchrun would die of it.
 _BOOTSTRAP = (
     "import ctypes, os, signal, sys\n"
     "ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
+    "signal.signal(signal.SIGUSR1, signal.SIG_IGN)\n"
     "sys.exit(1) if os.getppid() != int(sys.argv[1]) else None\n"
     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
 )
