@@ -28,14 +28,14 @@ WORKER_ENVIRONMENT = {
 """What workers find in their environment unless the user has set it."""
 _TAIL_LINES = 25
 _GRACE_S = 15.0
-# Set before torchrun takes the process over: PR_SET_PDEATHSIG and ignored signals survive exec.
-# Some SLURMs hand SIGUSR1 to every process of a step, and torchrun would die of it.
+# torchrun in an interpreter that is told when we die, and that survives SIGUSR1, which some SLURMs
+# hand to every process of a step; a handler, unlike an ignored signal, does not reach the workers.
 _BOOTSTRAP = (
-    "import ctypes, os, signal, sys\n"
+    "import ctypes, os, runpy, signal, sys\n"
     "ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
-    "signal.signal(signal.SIGUSR1, signal.SIG_IGN)\n"
-    "sys.exit(1) if os.getppid() != int(sys.argv[1]) else None\n"
-    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
+    "sys.exit(1) if os.getppid() != int(sys.argv.pop(1)) else None\n"
+    "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
 )
 # srun's label of the node, then torchrun's of the rank.
 _RANK_PREFIX = re.compile(r"^(?:\s*\d+: )?(?:\[(?:rank|default)?\d+\]:\s?)*")
@@ -110,7 +110,7 @@ def _workers(job: Job, rendezvous: Rendezvous | None) -> Iterator[subprocess.Pop
         "PYTHONUNBUFFERED": "1",
     }
     with interruptible(job.name):
-        command = ["-c", _BOOTSTRAP, str(os.getpid()), *torchrun_command(job, rendezvous)]
+        command = ["-c", _BOOTSTRAP, str(os.getpid()), *torchrun_command(job, rendezvous)[1:]]
         process = subprocess.Popen(
             [sys.executable, *command],
             env=environment,

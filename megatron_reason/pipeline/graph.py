@@ -5,6 +5,7 @@ neighbours that need the same machines share one job. Not here: sbatch files (`l
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Literal
 
@@ -39,7 +40,7 @@ def graph(
     if not has_host:
         shared = _without_host(config, shared)
     owner = {stage.name: _name(config, group) for group in shared for stage in group}
-    return [_job(config, group, owner, command) for group in shared]
+    return _reduced([_job(config, group, owner, command) for group in shared])
 
 
 def demand(config: RunConfig, planned: PlannedStage) -> Demand:
@@ -64,13 +65,27 @@ def _without_host(config: RunConfig, groups: list[list[PlannedStage]]) -> list[l
     """Put curation that needs no GPU into the job before it, or after it where there is none."""
     joined: list[list[PlannedStage]] = []
     for group in groups:
-        before = joined[-1] if joined else group[:0]
-        both_curate = all(stage.kind == "curate" for stage in (*before, *group))
-        if before and both_curate and "host" in {demand(config, s) for s in (before[-1], group[0])}:
-            joined[-1] = [*before, *group]
+        together = [*(joined[-1] if joined else []), *group]
+        demands = {demand(config, stage) for stage in together} - {"host"}
+        if joined and len(demands) <= 1 and all(stage.kind == "curate" for stage in together):
+            joined[-1] = together
         else:
             joined.append(group)
     return joined
+
+
+def _reduced(jobs: list[BatchJob]) -> list[BatchJob]:
+    """The same without waits that follow from others."""
+    waits: dict[str, set[str]] = {}
+    for job in jobs:
+        waits[job.name] = set(job.after).union(*(waits[name] for name in job.after))
+    return [
+        replace(job, after=tuple(
+            name for name in job.after
+            if not any(name in waits[other] for other in job.after if other != name)
+        ))
+        for job in jobs
+    ]  # fmt: skip
 
 
 def _job(

@@ -23,8 +23,6 @@ def main() -> None:
     parser.add_argument("job", type=Path, help="JSON file written by the launcher")
     job_file: Path = parser.parse_args().job
     _die_with_launcher()
-    # torchrun is started with it ignored; here it ends whatever does not wait for it.
-    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     setup_logging(rank=int(os.environ.get("RANK", "0")))
     # Every rank would repeat what the one line at the start says of missing accelerators.
     warnings.filterwarnings("ignore", module=r"megatron\.|torch\.distributed")

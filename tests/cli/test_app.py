@@ -18,8 +18,8 @@ QUICKSTART = str(ROOT / "examples" / "quickstart_cpu" / "oxa.yaml")
 # The program as users and scripts know it. A change here is a change to every one of them.
 VERBS = {
     "": ["--help", "--version"],
-    "plan": ["--help", "--json", "--set", "config"],
-    "run": ["--from", "--help", "--json", "--only", "--set", "--to", "config"],
+    "plan": ["--gpus", "--help", "--json", "--mfu", "--on", "--set", "config"],
+    "run": ["--from", "--help", "--json", "--on", "--only", "--set", "--to", "config"],
     "train": ["--help", "--job-file", "--out", "--set", "--table", "--variant", "config"],
     "resume-check": [
         "--help",

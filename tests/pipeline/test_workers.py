@@ -10,7 +10,7 @@ from megatron_reason.config.launch import LaunchConfig
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.curation.score import ScoreConfig
-from megatron_reason.errors import LaunchError
+from megatron_reason.errors import ConfigError, LaunchError
 from megatron_reason.pipeline.workers import launcher_for, run_on_ranks
 from megatron_reason.training.jobs import StageJob
 
@@ -18,8 +18,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_a_cluster_that_nobody_knows_is_refused():
-    with pytest.raises(LaunchError, match="'moon'"):
+    with pytest.raises(ConfigError, match="'moon'"):
         launcher_for(LaunchConfig(cluster="moon"))
+
+
+def test_several_nodes_need_a_cluster():
+    with pytest.raises(ConfigError, match="this machine is one"):
+        launcher_for(LaunchConfig(nodes=2))
 
 
 def test_a_worker_that_cannot_go_on_says_why(tmp_path):
