@@ -34,7 +34,7 @@ requeue() {
   fi
   # A job that was cancelled is told to stop, too, and must not come back.
   scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING ' || exit 75
-  say "saved; back into the queue"
+  say "back into the queue"
   scontrol requeue "$SLURM_JOB_ID" || exit 75
   sleep 120 # until SLURM ends this script
   exit 75
@@ -67,7 +67,7 @@ mreason_job() {
   trap - USR1 TERM
   case $status in
     0) say "done" ;;
-    75) requeue ;;
+    75 | 138 | 143) requeue ;; # asked to stop: saved, or not yet ready to hear it (USR1, TERM)
     *) give_up "failed with exit code $status; the reason stands above, further logs in the run's logs/" ;;
   esac
 }
