@@ -38,10 +38,17 @@ _BOOTSTRAP = (
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
 )
 # srun's label of the node, then torchrun's of the rank.
-_RANK_PREFIX = re.compile(r"^(?:\s*\d+: )?(?:\[(?:rank|default)?\d+\]:\s?)*")
+_RANK_PREFIX = re.compile(r"^(?:\s*\d+: )?(?:\[(?:rank|default)?(\d+)\]:\s?)*")
 _NOTE = re.compile(r"^rank \d+, ")
 _TRACEBACK = "Traceback (most recent call last):"
 _INTERRUPTED = re.compile(r"\bStoppedError  (.*)$")
+# What the processes that are left say when others went away with their machine.
+_LOST_PEER = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError|remote process exited|"
+    r"NCCL communicator was aborted|Watchdog caught collective|failed to connect|Socket Timeout|"
+    r"DistNetworkError|DistStoreError|RendezvousTimeout|No route to host|Connection timed out",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r"^megatron_reason\.errors\.\w+: (\w+Error)  (.*)$")
 
 
@@ -74,12 +81,12 @@ class LocalLauncher:
             code = process.wait()
         if not code:
             return
-        lines = plain_lines(job.log_file.read_bytes()[begin:])
-        if wish := interruption(lines):
+        output = job.log_file.read_bytes()[begin:]
+        if wish := interruption(plain_lines(output)):
             raise wish
         if received:
             raise stopped_by(received[0], job.name)
-        raise _failure(job, code, lines)
+        raise _failure(job, code, output)
 
 
 def torchrun_command(job: Job, rendezvous: Rendezvous | None = None) -> list[str]:
@@ -197,25 +204,43 @@ def interruption(lines: list[str]) -> StoppedError | None:
     return None
 
 
-def _failure(job: Job, code: int, lines: list[str]) -> LaunchError:
+def _failure(job: Job, code: int, output: bytes) -> LaunchError:
     ended = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return LaunchError(
         f"{job.name} ({ended})",
-        "\n  ".join(cause(lines)),
+        "\n  ".join(_cause(output)),
         f"The whole log is {job.log_file}; mend the cause and run again.",
     )
 
 
-def cause(lines: list[str]) -> list[str]:
-    """A worker's own ReasonError, else the first traceback, else the last lines."""
+def says_peer_lost(text: str) -> bool:
+    """Whether an error only tells that processes elsewhere went away."""
+    return _LOST_PEER.search(text) is not None
+
+
+def _cause(output: bytes) -> list[str]:
+    """The ranks' first error that is their own, else their first; the last lines where is none."""
+    text = output.decode(errors="replace")
+    by_rank: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        prefix = _RANK_PREFIX.match(line)
+        rank = prefix[1] if prefix else None
+        by_rank.setdefault(rank or "", []).append(_RANK_PREFIX.sub("", line))
+    causes = [found for lines in by_rank.values() if (found := _cause_of_rank(lines))]
+    own = [found for found in causes if not says_peer_lost("\n".join(found))]
+    tail = ["the log ends with:", *plain_lines(output)[-_TAIL_LINES:]]
+    return next(iter([*own, *causes]), tail)
+
+
+def _cause_of_rank(lines: list[str]) -> list[str]:
+    """A worker's own ReasonError, else its first traceback; empty where is neither."""
     for index, line in enumerate(lines):
         if found := _REASON.match(line):
             return [line[found.start(1) :], *lines[index + 1 : index + 3]]
-    begins = [index for index, line in enumerate(lines) if line.startswith(_TRACEBACK)]
-    if begins:
-        first = begins[0]
-        inner = range(first + 1, len(lines))
-        end = next((index for index in inner if not lines[index].startswith(" ")), len(lines) - 1)
-        notes = itertools.takewhile(_NOTE.match, lines[end + 1 :])
-        return [_TRACEBACK, *lines[max(first + 1, end - _TAIL_LINES) : end + 1], *notes]
-    return ["the log ends with:", *lines[-_TAIL_LINES:]]
+    first = next((index for index, line in enumerate(lines) if line.startswith(_TRACEBACK)), None)
+    if first is None:
+        return []
+    inner = range(first + 1, len(lines))
+    end = next((index for index in inner if not lines[index].startswith(" ")), len(lines) - 1)
+    notes = itertools.takewhile(_NOTE.match, lines[end + 1 :])
+    return [_TRACEBACK, *lines[max(first + 1, end - _TAIL_LINES) : end + 1], *notes]

@@ -16,7 +16,7 @@ from megatron_reason import __version__
 from megatron_reason.errors import LaunchError, StoppedError
 from megatron_reason.files import read_json, write_text
 from megatron_reason.launch.base import Job, Rendezvous
-from megatron_reason.launch.local import LocalLauncher
+from megatron_reason.launch.local import LocalLauncher, says_peer_lost
 
 REPORT = "mreason-node"
 MODULE = "megatron_reason.launch.node"
@@ -32,26 +32,38 @@ def read_step(path: Path, node: int) -> tuple[Job, Rendezvous]:
     """Job and meeting point of node number `node`; each node has a log of its own."""
     step = read_json(path)
     job = step["job"]
-    log_file = Path(job["log_file"])
     job |= {
         "arguments": tuple(job["arguments"]),
-        "log_file": log_file.with_name(f"{log_file.stem}.node{node}.log"),
+        "log_file": node_log(Path(job["log_file"]), node),
     }
     return Job(**job), Rendezvous(**step["rendezvous"] | {"node": node})
+
+
+def node_log(log_file: Path, node: int) -> Path:
+    """Where node number `node` keeps its part of the log `log_file`."""
+    return log_file.with_name(f"{log_file.stem}.node{node}.log")
+
+
+def error_file(log_file: Path) -> Path:
+    """Where a node leaves the reason why it failed, beside its log."""
+    return log_file.with_suffix(".error")
 
 
 def main() -> int:
     """Run this node's workers; the exit code is 0 if they ended well or were asked to stop."""
     node = int(os.environ.get("SLURM_NODEID", "0"))
     job, rendezvous = read_step(Path(sys.argv[1]), node)
+    error_file(job.log_file).unlink(missing_ok=True)
     _report(f"started {time.time():.1f} {__version__} {socket.gethostname()}")
     try:
         LocalLauncher(rendezvous).run(job)
     except StoppedError:
         _report("stopped")
         return 0
-    except LaunchError:
-        _report("failed")
+    except LaunchError as error:
+        # srun cuts long lines and mixes the nodes'; the reason goes by file, the verdict by line.
+        write_text(error_file(job.log_file), error.what)
+        _report("lost" if says_peer_lost(error.what) else "failed")
         return 1
     _report("finished")
     return 0

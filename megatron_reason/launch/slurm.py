@@ -5,7 +5,6 @@ first of them under the job's id. A node that goes away is told apart from a wor
 that the one starts again and the other does not. Not here: submitting jobs (`batch.py`).
 """
 
-import itertools
 import os
 import re
 import select
@@ -17,13 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from megatron_reason.config.cluster import ClusterConfig
 from megatron_reason.errors import LaunchError, NodeLostError
 from megatron_reason.launch.base import Job, Rendezvous
-from megatron_reason.launch.local import cause, interruption, plain_lines
-from megatron_reason.launch.node import MODULE, REPORT, write_step
+from megatron_reason.launch.local import interruption, plain_lines
+from megatron_reason.launch.node import MODULE, REPORT, error_file, node_log, write_step
 from megatron_reason.launch.signals import interruptible, stop_signals, stopped_by
 from megatron_reason.logs import get_logger
 
@@ -31,16 +31,10 @@ _LOG = get_logger(__name__)
 _GRACE_S = 20.0
 """How long the other nodes may take to notice that one has failed."""
 _MOST_SKEW_S = 30.0
+_MOST_LINES = 40
+_GOOD_ENDS = ("finished", "stopped")
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 _REPORTED = re.compile(rf"^\s*(\d+): {REPORT} (\w+)(.*)$", re.MULTILINE)
-_LABEL = re.compile(r"^\s*(\d+): ")
-# What the processes that are left say when others went away with their machine.
-_LOST_PEER = re.compile(
-    r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError|remote process exited|"
-    r"NCCL communicator was aborted|Watchdog caught collective|failed to connect|Socket Timeout|"
-    r"DistNetworkError|DistStoreError|RendezvousTimeout|No route to host|Connection timed out",
-    re.IGNORECASE,
-)
 # What srun says when it could not start all tasks, for reasons that another attempt may not meet.
 _NOT_LAUNCHED = re.compile(
     r"Node failure|launch failed|Unable to confirm allocation|Job credential|Zero Bytes|"
@@ -188,21 +182,15 @@ def failure(job: Job, output: str, nodes: Sequence[str]) -> LaunchError:
     """
     where = f"{job.name} on {len(nodes)} nodes"
     logs = f"Logs of each node and rank: {job.log_file.with_suffix('')}.node*"
-    by_node = _lines_by_node(output)
-    failed = sorted(_states(output, "failed"))
-    reasons = {node: "\n  ".join(cause(by_node[node])) for node in failed}
-    own = {node: text for node, text in reasons.items() if not _LOST_PEER.search(text)}
-    if own:
-        node, reason = next(iter(own.items()))
+    for node in sorted(_states(output, "failed")):
         return LaunchError(
             where,
-            f"node {node} ({nodes[node]}): {reason}",
+            f"node {node} ({nodes[node]}): {_reason(job.log_file, node)}",
             f"Mend the cause and run again. {logs}",
         )
-    started = _states(output, "started")
-    if started:
-        ended = {*failed, *_states(output, "finished"), *_states(output, "stopped")}
-        silent = [name for index, name in enumerate(nodes) if index not in ended]
+    if _states(output, "started"):
+        spoke = set[int]().union(*(_states(output, word) for word in ("lost", *_GOOD_ENDS)))
+        silent = [name for index, name in enumerate(nodes) if index not in spoke]
         who = f"{', '.join(silent)} went silent" if silent else "the nodes lost sight of each other"
         return NodeLostError(
             where, f"{who}; no worker reported an error of its own.",
@@ -262,7 +250,8 @@ def _follow(process: "subprocess.Popen[bytes]", job: Job) -> bytes:
                 log.flush()
                 sys.stderr.write(block.decode(errors="replace"))
                 sys.stderr.flush()
-                if deadline is None and _states(output.decode(errors="replace"), "failed"):
+                text = output.decode(errors="replace")
+                if deadline is None and _states(text, "failed") | _states(text, "lost"):
                     deadline = time.monotonic() + _GRACE_S
             if deadline is not None and time.monotonic() > deadline:
                 process.terminate()
@@ -274,13 +263,14 @@ def _states(output: str, state: str) -> set[int]:
     return {int(node) for node, found, _ in _REPORTED.findall(output) if found == state}
 
 
-def _lines_by_node(output: str) -> dict[int, list[str]]:
-    labelled = [(int(m[1]), line) for line in output.splitlines() if (m := _LABEL.match(line))]
-    ordered = sorted(labelled, key=lambda pair: pair[0])
-    return {
-        node: plain_lines("\n".join(line for _, line in lines).encode())
-        for node, lines in itertools.groupby(ordered, key=lambda pair: pair[0])
-    }
+def _reason(log_file: Path, node: int) -> str:
+    """Why a node failed, as it wrote itself; the end of its log where that has not arrived."""
+    log = node_log(log_file, node)
+    for path in (error_file(log), log):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            return "\n  ".join(text.splitlines()[-_MOST_LINES:])
+    return f"see {log}"
 
 
 def _warn_of_skew(output: str, nodes: Sequence[str]) -> None:
