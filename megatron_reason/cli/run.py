@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_reason.cli.cluster import On, command_line, show_jobs, submit_jobs
+from megatron_reason.cli.estimate import show_estimate
 from megatron_reason.cli.options import Config, Json, Set
 
 if TYPE_CHECKING:
@@ -25,14 +26,26 @@ Tables = Annotated[
 StageName = Annotated[str | None, typer.Option(metavar="STAGE")]
 
 
-def plan(config: Config, overrides: Set = None, on: On = None, as_json: Json = False) -> None:
+def plan(
+    config: Config,
+    overrides: Set = None,
+    on: On = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="NxGPU", help="Estimate memory and hours, e.g. on 32xH100-80."),
+    ] = None,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that is assumed.")
+    ] = 0.35,
+    as_json: Json = False,
+) -> None:
     """Show what a run would do; touches nothing.
 
     Stages in order, what each reads, how much it does, its layout, and whether it is done already;
     then every setting of each method, those of its preset and its defaults included. With --on, the
-    jobs it would be on a cluster, and their files.
+    jobs it would be on a cluster, and their files; with --gpus, memory, hours and layouts that fit.
 
-    Example: mreason plan examples/quickstart_cpu/oxa.yaml --set train.updates=20
+    Example: mreason plan examples/oxa/full_7b.yaml --gpus 32xH100-80
     """
     from megatron_reason.cli.tables import show_table
     from megatron_reason.pipeline.outline import outline
@@ -59,6 +72,8 @@ def plan(config: Config, overrides: Set = None, on: On = None, as_json: Json = F
         if line.method:
             values = ", ".join(f"{key} {json.dumps(v)}" for key, v in line.method.items())
             typer.echo(f"{stage.folder}: {values}")
+    if gpus is not None:
+        show_estimate(settings, gpus, mfu)
     if on is not None:
         show_jobs(settings, stages, command_line(config, overrides or []), on)
 
