@@ -6,7 +6,7 @@
 #   tools/local_slurm.sh wait JOB [S]      wait for a job's end (default 300 s); exits with its code
 #   tools/local_slurm.sh crash NODE        power failure: all that runs on the node is gone
 #   tools/local_slurm.sh boot NODE         and back again
-#   tools/local_slurm.sh status | down
+#   tools/local_slurm.sh status | down | install
 #
 # Each node is a slurmd in namespaces of its own (network, host name, processes, /dev/shm), so nodes
 # have names, addresses and ports of their own and share nothing but the file system. Where the
@@ -321,5 +321,6 @@ case ${1:-} in
   crash) settings || die "not up"; end "$2" KILL ;;
   boot) boot "$2" ;;
   status) show ;;
+  install) mkdir -p "$root/log"; install_missing ;;
   *) sed -n '2,/^set -e/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2 ;;
 esac
