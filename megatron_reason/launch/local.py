@@ -49,6 +49,7 @@ _LOST_PEER = re.compile(
     r"DistNetworkError|DistStoreError|RendezvousTimeout|No route to host|Connection timed out",
     re.IGNORECASE,
 )
+_KILLED = re.compile(r"Signal 9 \(SIGKILL\) received by PID")
 _REASON = re.compile(r"^megatron_reason\.errors\.\w+: (\w+Error)  (.*)$")
 
 
@@ -226,10 +227,14 @@ def _cause(output: bytes) -> list[str]:
         prefix = _RANK_PREFIX.match(line)
         rank = prefix[1] if prefix else None
         by_rank.setdefault(rank or "", []).append(_RANK_PREFIX.sub("", line))
+    # torchrun's own report of the failure has no rank.
+    unranked = by_rank.pop("", [])
     causes = [found for lines in by_rank.values() if (found := _cause_of_rank(lines))]
     own = [found for found in causes if not says_peer_lost("\n".join(found))]
+    if not own and _KILLED.search(text):
+        own = [["a worker was killed (SIGKILL), as the kernel does when memory runs out."]]
     tail = ["the log ends with:", *plain_lines(output)[-_TAIL_LINES:]]
-    return next(iter([*own, *causes]), tail)
+    return next(iter([*own, *causes]), _cause_of_rank(unranked) or tail)
 
 
 def _cause_of_rank(lines: list[str]) -> list[str]:

@@ -59,6 +59,10 @@ def test_of_several_ranks_the_one_with_an_error_of_its_own_is_quoted():
     alone = "".join(line + "\n" for line in mixed.splitlines() if "default0" in line)
     assert _cause(alone.encode())[-1] == lost
     assert says_peer_lost(lost)
+    report = "Traceback (most recent call last):\n  File\nChildFailedError: see above\n"
+    assert _cause((report + alone + report).encode())[-1] == lost
+    killed = "  traceback : Signal 9 (SIGKILL) received by PID 7\n"
+    assert "memory runs out" in _cause((alone + report + killed).encode())[0]
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
