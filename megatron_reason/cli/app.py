@@ -10,7 +10,7 @@ import warnings
 import typer
 
 from megatron_reason import __version__
-from megatron_reason.cli import convert, evaluate, inspect, run
+from megatron_reason.cli import convert, evaluate, inspect, run, sweep
 from megatron_reason.errors import ReasonError
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ def _common(
 
 app.command("plan")(run.plan)
 app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("train")(run.train)
 app.command("resume-check")(run.resume_check)
 app.command("stage")(run.stage)

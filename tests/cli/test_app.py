@@ -20,6 +20,7 @@ VERBS = {
     "": ["--help", "--version"],
     "plan": ["--gpus", "--help", "--json", "--mfu", "--on", "--set", "config"],
     "run": ["--from", "--help", "--json", "--on", "--only", "--set", "--to", "config"],
+    "sweep": ["--collect", "--help", "--json", "--on", "--python", "grid"],
     "train": ["--help", "--job-file", "--out", "--set", "--table", "--variant", "config"],
     "resume-check": [
         "--help",

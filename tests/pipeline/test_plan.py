@@ -26,7 +26,9 @@ def config(tmp_path, model):
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = sorted(
-    path for path in (ROOT / "examples").rglob("*.yaml") if path.parent.name != "parts"
+    path
+    for path in (ROOT / "examples").rglob("*.yaml")
+    if path.parent.name not in ("parts", "sweeps")
 )
 
 
