@@ -1,6 +1,8 @@
 """The verb `sweep`: a grid of runs through NeMo-Run, and one table of what came out."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,17 @@ from megatron_reason.cli.options import Json
 
 if TYPE_CHECKING:
     from megatron_reason.config.sweep import SweepConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a sweep."""
+
+    run: str
+    state: str
+    """How it ended, in NeMo-Run's word; empty where nothing was run."""
+    settings: Mapping[str, object]
+    measured: Mapping[str, float]
 
 
 def sweep(
@@ -48,21 +61,25 @@ def sweep(
         cluster = None if on is None else load_cluster(on)
         states = launch_sweep(settings.name, commands, python=python, cluster=cluster)
     rows = [
-        {"run": settings.run_name(index), "state": states.get(settings.run_name(index), "")}
-        | {"settings": point, "measured": _measured(settings, index)}
+        Row(
+            name := settings.run_name(index),
+            states.get(name, ""),
+            point,
+            _measured(settings, index),
+        )
         for index, point in enumerate(points)
     ]
-    write_json(settings.dir / f"{settings.name}.json", rows)
+    write_json(settings.dir / f"{settings.name}.json", [asdict(row) for row in rows])
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    measured = sorted({name for row in rows for name in row["measured"]})
+    measured = sorted({name for row in rows for name in row.measured})
     show_table(
         f"{settings.name}: {len(rows)} runs of {settings.recipe}",
         ["run", "state", *settings.grid, *measured],
         [
-            [row["run"], row["state"], *(str(value) for value in row["settings"].values()),
-             *(_shown(row["measured"].get(name)) for name in measured)]
+            [row.run, row.state, *map(str, row.settings.values()),
+             *(_shown(row.measured.get(name)) for name in measured)]
             for row in rows
         ],
     )  # fmt: skip

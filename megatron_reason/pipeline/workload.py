@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Any
 
+from megatron_reason.config.cluster import GpuName
 from megatron_reason.config.launch import LaunchConfig
 from megatron_reason.config.train import TrainConfig
 from megatron_reason.curation.mix import MixConfig
@@ -42,7 +43,8 @@ def machine_of(text: str) -> Machine:
         ConfigError: it means none.
     """
     count, times, name = text.partition("x")
-    gpu = next((known for known in GPUS if known == name), None)
+    by_name: dict[str, GpuName] = {known: known for known in GPUS}
+    gpu = by_name.get(name)
     if not times or not count.isdecimal() or int(count) < 1 or gpu is None:
         raise ConfigError(
             "--gpus", f"'{text}' is no number of GPUs.",

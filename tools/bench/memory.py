@@ -13,21 +13,25 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-LAYOUTS = {
-    "alone": {"tp": 1, "pp": 1, "dp": 1},
-    "alone, recompute full": {"tp": 1, "pp": 1, "dp": 1, "recompute": "full"},
-    "DP 2": {"tp": 1, "pp": 1, "dp": 2},
-    "TP 2": {"tp": 2, "pp": 1, "dp": 1, "sequence_parallel": True},
-    "PP 2": {"tp": 1, "pp": 2, "dp": 1},
-}
+from megatron_reason.pipeline._sizes import sizes_of  # noqa: E402
+from megatron_reason.pipeline.estimate import Extras, Layout, memory_of  # noqa: E402
+
 TOKENS = 1024
 SEQUENCE = 512
 UPDATES = 2
+LAYOUTS = {
+    "alone": Layout(1, 1, 1, TOKENS),
+    "alone, recompute full": Layout(1, 1, 1, TOKENS, "full"),
+    "DP 2": Layout(1, 1, 2, TOKENS),
+    "TP 2": Layout(2, 1, 1, TOKENS, sequence_parallel=True),
+    "PP 2": Layout(1, 2, 1, TOKENS),
+}
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 8, "vocab_size": 32000,
@@ -45,7 +49,7 @@ def resident(key: str) -> int:
     raise KeyError(key)
 
 
-def rank(folder: Path, layout: dict[str, object], out: Path) -> None:
+def rank(folder: Path, layout: Layout, out: Path) -> None:
     """Train on this rank, and write its growth where it is the first."""
     from megatron_reason import platform
 
@@ -62,10 +66,10 @@ def rank(folder: Path, layout: dict[str, object], out: Path) -> None:
         from megatron_reason.schema.method import TrainState
 
         parallel = ParallelConfig(
-            tensor_model_parallel_size=layout["tp"],
-            pipeline_model_parallel_size=layout["pp"],
-            sequence_parallel=layout.get("sequence_parallel", False),
-            recompute=layout.get("recompute", "none"),
+            tensor_model_parallel_size=layout.tp,
+            pipeline_model_parallel_size=layout.pp,
+            sequence_parallel=layout.sequence_parallel,
+            recompute=layout.recompute,
         )
         train = TrainConfig(
             updates=UPDATES, optim=OptimConfig(lr=1e-5), parallel=parallel,
@@ -79,7 +83,7 @@ def rank(folder: Path, layout: dict[str, object], out: Path) -> None:
             for parameter in stage.parameters():
                 parameter.data.normal_(std=0.02)
             trainable = make_trainable(stage, train.optim, topology)
-            count = 2 * TOKENS // SEQUENCE * int(layout["dp"])
+            count = 2 * TOKENS // SEQUENCE * layout.dp
             samples = [
                 TokenizedSample(
                     f"s{i}", Role.DEMO, tuple((i * 7 + k) % 31000 for k in range(SEQUENCE + 1)), 1
@@ -97,14 +101,11 @@ def rank(folder: Path, layout: dict[str, object], out: Path) -> None:
 
 def main() -> None:
     """Measure all layouts, one after the other."""
-    from megatron_reason.pipeline._sizes import sizes_of
-    from megatron_reason.pipeline.estimate import Extras, Layout, memory_of
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rank", nargs=3, metavar=("FOLDER", "LAYOUT", "OUT"))
     given = parser.parse_args()
     if given.rank:
-        rank(Path(given.rank[0]), json.loads(given.rank[1]), Path(given.rank[2]))
+        rank(Path(given.rank[0]), Layout(**json.loads(given.rank[1])), Path(given.rank[2]))
         return
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -112,11 +113,11 @@ def main() -> None:
         (folder / "config.json").write_text(json.dumps(CONFIG))
         sizes = sizes_of(str(folder), folder)
         for name, layout in LAYOUTS.items():
-            ranks = layout["tp"] * layout["pp"] * layout["dp"]
             out = folder / "growth"
             subprocess.run(
                 [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-                 str(ranks), __file__, "--rank", str(folder), json.dumps(layout), str(out)],
+                 str(layout.ranks), __file__, "--rank", str(folder),
+                 json.dumps(asdict(layout)), str(out)],
                 check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
                      "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=262144"},
                 stderr=subprocess.DEVNULL,
@@ -124,7 +125,7 @@ def main() -> None:
             measured = max(int(path.read_text()) for path in folder.glob("growth.*"))
             for path in folder.glob("growth.*"):
                 path.unlink()
-            predicted = memory_of(sizes, Layout(tokens=TOKENS, **layout), Extras())
+            predicted = memory_of(sizes, layout, Extras())
             off = predicted.total / measured - 1
             rows.append(
                 f"| {name} | {measured / 1e6:.0f} | {predicted.total / 1e6:.0f} | {off:+.1%} |"
