@@ -21,7 +21,7 @@ class Row:
 
     run: str
     state: str
-    """How it ended, in NeMo-Run's word; empty where nothing was run."""
+    """Whether its last stage is done."""
     settings: Mapping[str, object]
     measured: Mapping[str, float]
 
@@ -53,17 +53,16 @@ def sweep(
 
     settings = load_config(grid, [], SweepConfig)
     points = settings.points()
-    states: dict[str, str] = {}
     if not only_collect:
         commands = [
             (settings.run_name(index), settings.arguments(index)) for index in range(len(points))
         ]
         cluster = None if on is None else load_cluster(on)
-        states = launch_sweep(settings.name, commands, python=python, cluster=cluster)
+        launch_sweep(settings.name, commands, python=python, cluster=cluster)
     rows = [
         Row(
             name := settings.run_name(index),
-            states.get(name, ""),
+            _state(settings.dir / name),
             point,
             _measured(settings, index),
         )
@@ -83,6 +82,10 @@ def sweep(
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _state(folder: Path) -> str:
+    return "finished" if (folder / "report" / "index.html").is_file() else "not finished"
 
 
 def _measured(settings: "SweepConfig", index: int) -> dict[str, float]:

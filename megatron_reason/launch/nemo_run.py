@@ -19,17 +19,16 @@ from megatron_reason.errors import LaunchError
 def launch_sweep(
     name: str, commands: Sequence[tuple[str, Sequence[str]]], *, python: str,
     cluster: ClusterConfig | None,
-) -> dict[str, str]:  # fmt: skip
+) -> None:  # fmt: skip
     """Do all runs, side by side on a cluster and one after the other here; wait for their end.
+
+    How each ended is what its run folder says.
 
     Args:
         name: what the experiment is called.
         commands: name of each run, and what follows `mreason`.
         python: interpreter of the training environment.
         cluster: where jobs go; None for this machine.
-
-    Returns:
-        NeMo-Run's word for how each ended, e.g. SUCCEEDED.
 
     Raises:
         LaunchError: NeMo-Run is not in this environment.
@@ -45,8 +44,6 @@ def launch_sweep(
                 tail_logs=False,
             )  # fmt: skip
         experiment.run(sequential=cluster is None, detach=False)
-        states = experiment.status(return_dict=True)
-    return {run_name: str(states[run_name]["status"]) for run_name, _ in commands}
 
 
 def _slurm(run: Any, cluster: ClusterConfig, python: str) -> Any:  # noqa: ANN401 - NeMo-Run's

@@ -48,8 +48,12 @@ def test_what_was_measured_is_collected_in_one_table(tmp_path):
         (run / "20-eval-sft" / "summary.json").write_text(json.dumps(summary))
         lines = [{"train/loss": 9.0}, {"train/loss": 1.5 + index}]
         (run / "10-train-sft" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = tmp_path / "runs" / "s-1" / "report" / "index.html"
+    page.parent.mkdir()
+    page.write_text("")
     rows = json.loads(mreason("sweep", str(path), "--collect", "--json").stdout)
     assert [row["settings"] for row in rows] == [{"train.optim.lr": 0.1}, {"train.optim.lr": 0.2}]
+    assert [row["state"] for row in rows] == ["not finished", "finished"]
     assert rows[1]["measured"] == {"sft pass@1": 1.25, "sft loss": 2.5}
     assert json.loads((tmp_path / "runs" / "s.json").read_text()) == rows
     shown = mreason("sweep", str(path), "--collect").stdout
