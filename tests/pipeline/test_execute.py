@@ -102,7 +102,7 @@ def test_stages_keep_their_results_when_their_number_changes(config):
 
 def test_a_run_folder_in_use_is_refused(config):
     with (
-        stage_locks(config.run.folder, ["b"]),
+        stage_locks(config.run.folder, ["a"]),
         pytest.raises(LaunchError, match=f"process {os.getpid()}"),
     ):
         execute(config, to="a")
