@@ -13,6 +13,7 @@
     +-- NumericsError      (ArithmeticError) non-finite gradients beyond the allowed number
     +-- PlatformError      (RuntimeError)  the device or a library cannot do what was asked
     +-- LaunchError        (RuntimeError)  processes or jobs that did not start or did not end well
+    |   +-- NodeLostError                  a machine went away; the same job may go on elsewhere
     +-- StoppedError       (RuntimeError)  stopped on request, with everything saved
 
 A message has four parts: where, what, the values, the way out. Not here: errors of our own making,
@@ -88,6 +89,13 @@ class PlatformError(ReasonError, RuntimeError):
 
 class LaunchError(ReasonError, RuntimeError):
     """Worker processes or cluster jobs that did not start or did not end well."""
+
+
+class NodeLostError(LaunchError):
+    """A machine of a job went away, or could not be reached; the same job may go on elsewhere."""
+
+    exit_code = 75
+    """As for `StoppedError`."""
 
 
 class StoppedError(ReasonError, RuntimeError):

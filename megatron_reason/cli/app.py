@@ -19,6 +19,7 @@ from megatron_reason.cli import (
     logprobs,
     run,
     serve,
+    sweep,
     watch,
 )
 from megatron_reason.errors import ReasonError
@@ -52,6 +53,7 @@ def _common(
 
 app.command("plan")(run.plan)
 app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("train")(run.train)
 app.command("resume-check")(run.resume_check)
 app.command("stage")(run.stage)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatron_reason.cli.cluster import On, command_line, show_jobs, submit_jobs
+from megatron_reason.cli.estimate import show_estimate
 from megatron_reason.cli.options import Config, Json, Set
 
 if TYPE_CHECKING:
@@ -24,13 +26,26 @@ Tables = Annotated[
 StageName = Annotated[str | None, typer.Option(metavar="STAGE")]
 
 
-def plan(config: Config, overrides: Set = None, as_json: Json = False) -> None:
+def plan(
+    config: Config,
+    overrides: Set = None,
+    on: On = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="NxGPU", help="Estimate memory and hours, e.g. on 32xH100-80."),
+    ] = None,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that is assumed.")
+    ] = 0.35,
+    as_json: Json = False,
+) -> None:
     """Show what a run would do; touches nothing.
 
     Stages in order, what each reads, how much it does, its layout, and whether it is done already;
-    then every setting of each method, those of its preset and its defaults included.
+    then every setting of each method, those of its preset and its defaults included. With --on, the
+    jobs it would be on a cluster, and their files; with --gpus, memory, hours and layouts that fit.
 
-    Example: mreason plan examples/quickstart_cpu/oxa.yaml --set train.updates=20
+    Example: mreason plan examples/oxa/full_7b.yaml --gpus 32xH100-80
     """
     from megatron_reason.cli.tables import show_table
     from megatron_reason.pipeline.outline import outline
@@ -57,9 +72,13 @@ def plan(config: Config, overrides: Set = None, as_json: Json = False) -> None:
         if line.method:
             values = ", ".join(f"{key} {json.dumps(v)}" for key, v in line.method.items())
             typer.echo(f"{stage.folder}: {values}")
+    if gpus is not None:
+        show_estimate(settings, gpus, mfu)
+    if on is not None:
+        show_jobs(settings, stages, command_line(config, overrides or []), on)
 
 
-def run(
+def run(  # noqa: PLR0913 - one per option
     config: Config,
     from_: Annotated[
         str | None,
@@ -71,23 +90,32 @@ def run(
     only: Annotated[
         str | None, typer.Option("--only", metavar="STAGE", help="Run this one stage.")
     ] = None,
+    on: On = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Run a YAML file from data to report.
 
     Goes on where it stopped: a stage is done again only if its settings or its inputs changed.
-    Stages are named as `mreason plan` shows them.
+    Stages are named as `mreason plan` shows them. With --on it is submitted to a cluster, as jobs
+    that wait for each other.
 
     Example: mreason run examples/quickstart_cpu/oxa.yaml
     """
     from megatron_reason.files import read_json
     from megatron_reason.logs import setup_logging
-    from megatron_reason.pipeline.execute import execute
-    from megatron_reason.pipeline.plan import PLAN, REPORT_PAGE
+    from megatron_reason.pipeline.execute import choose, execute
+    from megatron_reason.pipeline.plan import PLAN, REPORT_PAGE, check_layouts, make_plan
 
     setup_logging()
-    folder = execute(_load(config, overrides), from_=from_, to=to, only=only)
+    settings = _load(config, overrides)
+    if on is not None:
+        check_layouts(settings)
+        chosen = choose(make_plan(settings), from_=from_, to=to, only=only)
+        command = command_line(config, overrides or [])
+        submit_jobs(settings, chosen, command, on=on, as_json=as_json)
+        return
+    folder = execute(settings, from_=from_, to=to, only=only)
     page = folder / REPORT_PAGE
     if as_json:
         stages = read_json(folder / PLAN)

@@ -30,13 +30,40 @@ class Node:
         return self.value
 
     def merged(self, above: "Node") -> "Node":
-        """This value with `above` laid over it: sections merge by key, all else is replaced."""
-        if not (isinstance(self.value, dict) and isinstance(above.value, dict)):
+        """This value with `above` laid over it: sections merge by key, all else is replaced.
+
+        A section laid over a list changes the items of those names, and appends those of new names.
+
+        Raises:
+            ConfigError: what should become a new item is no section.
+        """
+        if not isinstance(above.value, dict):
+            return above
+        if isinstance(self.value, list):
+            return Node(self._items_merged(self.value, above.value), above.place)
+        if not isinstance(self.value, dict):
             return above
         section = dict(self.value)
         for key, node in above.value.items():
             section[key] = section[key].merged(node) if key in section else node
         return Node(section, above.place)
+
+    @staticmethod
+    def _items_merged(items: "list[Node]", above: "dict[str, Node]") -> "list[Node]":
+        merged = list(items)
+        places = {_name(item): index for index, item in enumerate(items)}
+        for name, node in above.items():
+            if name in places:
+                merged[places[name]] = merged[places[name]].merged(node)
+            elif isinstance(node.value, dict):
+                merged.append(Node({"name": Node(name, node.place)} | node.value, node.place))
+            else:
+                raise ConfigError(
+                    f"{node.place}  {name}",
+                    f"no item of the list below is called '{name}', and {node.plain()!r} is none.",
+                    suggest(name, [known for known in places if known]),
+                )
+        return merged
 
     def placed(self, place: str) -> "Node":
         """The same value, said to come from `place` as a whole."""

@@ -9,8 +9,16 @@ class LaunchConfig(Strict):
     """Section `launch`."""
 
     cluster: str = "local"
-    """`local`, or the name of a file in `slurm/clusters/`."""
+    """`local` for this machine; inside a job of a cluster its file: a name in `slurm/clusters/`, or
+    the path of a YAML file."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines that training and scoring take."""
     processes: int = Field(default=1, ge=1)
-    """Worker processes (one per GPU, or per group of cores) on this machine."""
+    """Worker processes on each of them: one per GPU, or per group of cores."""
     threads_per_process: int = Field(default=1, ge=1)
     """CPU threads of each worker (OMP_NUM_THREADS)."""
+
+    @property
+    def world_size(self) -> int:
+        """Worker processes on all nodes together."""
+        return self.nodes * self.processes

@@ -2,8 +2,8 @@
 
 Every value remembers the file and line it came from, so that a refusal can name them. `extends:`
 merges files from left to right, the file itself last: sections merge key by key, lists and values
-replace each other. Not here: what keys exist (the sections), and the wording of refusals
-(`_explain.py`).
+replace each other, and a section laid over a list changes or adds the items it names. Not here:
+what keys exist (the sections), and the wording of refusals (`_explain.py`).
 """
 
 import re

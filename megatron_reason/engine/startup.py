@@ -60,6 +60,7 @@ def parallel_world(parallel: ParallelConfig, *, seed: int) -> Iterator[Topology]
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
+    platform.select_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(platform.distributed_backend())
     try:
         torch.manual_seed(seed)

@@ -17,13 +17,31 @@ class Job:
     arguments: tuple[str, ...]
     """Command line of the module."""
     processes: int
-    """Number of worker processes."""
+    """Worker processes on each node."""
     threads_per_process: int
     """CPU threads of each."""
     log_file: Path
     """Where the output of all processes goes, beside the console."""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     """Variables set for the workers, beside ours."""
+    nodes: int = 1
+    """Machines it runs on."""
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the nodes of one job meet, and which of them this is."""
+
+    nodes: int
+    """How many there are."""
+    node: int
+    """Index of this one."""
+    address: str
+    """Host name of the first."""
+    port: int
+    """Port on it."""
+    id: str
+    """What tells this attempt of the job from every other."""
 
 
 class Launcher(Protocol):

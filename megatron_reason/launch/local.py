@@ -17,7 +17,7 @@ from types import FrameType
 import psutil
 
 from megatron_reason.errors import LaunchError, StoppedError
-from megatron_reason.launch.base import Job
+from megatron_reason.launch.base import Job, Rendezvous
 from megatron_reason.launch.signals import interruptible, stop_signals, stopped_by
 
 WORKER_ENVIRONMENT = {
@@ -28,22 +28,40 @@ WORKER_ENVIRONMENT = {
 """What workers find in their environment unless the user has set it."""
 _TAIL_LINES = 25
 _GRACE_S = 15.0
-# Set before torchrun takes the process over: PR_SET_PDEATHSIG survives exec.
+# torchrun in an interpreter that is told when we die, and that survives SIGUSR1, which some SLURMs
+# hand to every process of a step; a handler, unlike an ignored signal, does not reach the workers.
 _BOOTSTRAP = (
-    "import ctypes, os, signal, sys\n"
+    "import ctypes, os, runpy, signal, sys\n"
     "ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
-    "sys.exit(1) if os.getppid() != int(sys.argv[1]) else None\n"
-    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])\n"
+    "sys.exit(1) if os.getppid() != int(sys.argv.pop(1)) else None\n"
+    "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
 )
-_RANK_PREFIX = re.compile(r"^\[(?:rank|default)?\d+\]:\s?")
+# srun's label of the node, then torchrun's of the rank.
+_RANK_PREFIX = re.compile(r"^(?:\s*\d+: )?(?:\[(?:rank|default)?(\d+)\]:\s?)*")
 _NOTE = re.compile(r"^rank \d+, ")
 _TRACEBACK = "Traceback (most recent call last):"
-_INTERRUPTED = re.compile(r"\bInterrupted  (.*)$")
+_INTERRUPTED = re.compile(r"\bStoppedError  (.*)$")
+# What the processes that are left say when others went away with their machine.
+_LOST_PEER = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError|remote process exited|"
+    r"NCCL communicator was aborted|Watchdog caught collective|failed to connect|Socket Timeout|"
+    r"DistNetworkError|DistStoreError|RendezvousTimeout|No route to host|Connection timed out",
+    re.IGNORECASE,
+)
+_KILLED = re.compile(r"Signal 9 \(SIGKILL\) received by PID")
 _REASON = re.compile(r"^megatron_reason\.errors\.\w+: (\w+Error)  (.*)$")
 
 
 class LocalLauncher:
-    """Starts `processes` workers with torchrun and waits for them."""
+    """Starts `processes` workers with torchrun and waits for them.
+
+    Args:
+        rendezvous: where they meet the workers of other nodes; None where there are none.
+    """
+
+    def __init__(self, rendezvous: Rendezvous | None = None) -> None:
+        self._rendezvous = rendezvous
 
     def run(self, job: Job) -> None:
         """Run `job`; its output is shown as it comes and kept in `job.log_file`.
@@ -56,29 +74,41 @@ class LocalLauncher:
         job.log_file.parent.mkdir(parents=True, exist_ok=True)
         job.log_file.touch()
         begin = job.log_file.stat().st_size
-        with _workers(job) as process, _pass_on_stop_signals(process, job) as received:
+        with (
+            _workers(job, self._rendezvous) as process,
+            _pass_on_stop_signals(process, job) as received,
+        ):
             _copy_output(process, job)
             code = process.wait()
         if not code:
             return
-        lines = _lines(job.log_file.read_bytes()[begin:])
-        if wish := _interruption(lines):
+        output = job.log_file.read_bytes()[begin:]
+        if wish := interruption(plain_lines(output)):
             raise wish
         if received:
             raise stopped_by(received[0], job.name)
-        raise _failure(job, code, lines)
+        raise _failure(job, code, output)
 
 
-def torchrun_command(job: Job) -> list[str]:
+def torchrun_command(job: Job, rendezvous: Rendezvous | None = None) -> list[str]:
     """Arguments of the Python interpreter that run `job`, as one would type them."""
+    meeting = ["--standalone"]
+    if rendezvous is not None:
+        meeting = [
+            "--nnodes", str(rendezvous.nodes), "--node-rank", str(rendezvous.node),
+            "--master-addr", rendezvous.address, "--master-port", str(rendezvous.port),
+            "--rdzv-id", rendezvous.id,
+            # What each rank wrote, apart from the others.
+            "--log-dir", str(job.log_file.with_suffix("")), "--tee", "3",
+        ]  # fmt: skip
     return [
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(job.processes),
+        "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(job.processes),
         "-m", job.module, *job.arguments,
     ]  # fmt: skip
 
 
 @contextmanager
-def _workers(job: Job) -> Iterator[subprocess.Popen[bytes]]:
+def _workers(job: Job, rendezvous: Rendezvous | None) -> Iterator[subprocess.Popen[bytes]]:
     """The running torchrun; on any exception, SIGTERM included, its whole tree is ended."""
     environment = {
         **WORKER_ENVIRONMENT,
@@ -88,8 +118,9 @@ def _workers(job: Job) -> Iterator[subprocess.Popen[bytes]]:
         "PYTHONUNBUFFERED": "1",
     }
     with interruptible(job.name):
+        command = ["-c", _BOOTSTRAP, str(os.getpid()), *torchrun_command(job, rendezvous)[1:]]
         process = subprocess.Popen(
-            [sys.executable, "-c", _BOOTSTRAP, str(os.getpid()), *torchrun_command(job)],
+            [sys.executable, *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -159,11 +190,12 @@ def _copy_output(process: subprocess.Popen[bytes], job: Job) -> None:
             sys.stderr.flush()
 
 
-def _lines(output: bytes) -> list[str]:
+def plain_lines(output: bytes) -> list[str]:
+    """Lines of a log, without what srun and torchrun put before them."""
     return [_RANK_PREFIX.sub("", line) for line in output.decode(errors="replace").splitlines()]
 
 
-def _interruption(lines: list[str]) -> StoppedError | None:
+def interruption(lines: list[str]) -> StoppedError | None:
     """What the workers said when they left on request."""
     for index, line in enumerate(lines):
         if (found := _INTERRUPTED.search(line)) and len(lines) > index + 2:
@@ -173,25 +205,47 @@ def _interruption(lines: list[str]) -> StoppedError | None:
     return None
 
 
-def _failure(job: Job, code: int, lines: list[str]) -> LaunchError:
+def _failure(job: Job, code: int, output: bytes) -> LaunchError:
     ended = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return LaunchError(
         f"{job.name} ({ended})",
-        "\n  ".join(_cause(lines)),
+        "\n  ".join(_cause(output)),
         f"The whole log is {job.log_file}; mend the cause and run again.",
     )
 
 
-def _cause(lines: list[str]) -> list[str]:
-    """A worker's own ReasonError, else the first traceback, else the last lines."""
+def says_peer_lost(text: str) -> bool:
+    """Whether an error only tells that processes elsewhere went away."""
+    return _LOST_PEER.search(text) is not None
+
+
+def _cause(output: bytes) -> list[str]:
+    """The ranks' first error that is their own, else their first; the last lines where is none."""
+    text = output.decode(errors="replace")
+    by_rank: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        prefix = _RANK_PREFIX.match(line)
+        rank = prefix[1] if prefix else None
+        by_rank.setdefault(rank or "", []).append(_RANK_PREFIX.sub("", line))
+    # torchrun's own report of the failure has no rank.
+    unranked = by_rank.pop("", [])
+    causes = [found for lines in by_rank.values() if (found := _cause_of_rank(lines))]
+    own = [found for found in causes if not says_peer_lost("\n".join(found))]
+    if not own and _KILLED.search(text):
+        own = [["a worker was killed (SIGKILL), as the kernel does when memory runs out."]]
+    tail = ["the log ends with:", *plain_lines(output)[-_TAIL_LINES:]]
+    return next(iter([*own, *causes]), _cause_of_rank(unranked) or tail)
+
+
+def _cause_of_rank(lines: list[str]) -> list[str]:
+    """A worker's own ReasonError, else its first traceback; empty where is neither."""
     for index, line in enumerate(lines):
         if found := _REASON.match(line):
             return [line[found.start(1) :], *lines[index + 1 : index + 3]]
-    begins = [index for index, line in enumerate(lines) if line.startswith(_TRACEBACK)]
-    if begins:
-        first = begins[0]
-        inner = range(first + 1, len(lines))
-        end = next((index for index in inner if not lines[index].startswith(" ")), len(lines) - 1)
-        notes = itertools.takewhile(_NOTE.match, lines[end + 1 :])
-        return [_TRACEBACK, *lines[max(first + 1, end - _TAIL_LINES) : end + 1], *notes]
-    return ["the log ends with:", *lines[-_TAIL_LINES:]]
+    first = next((index for index, line in enumerate(lines) if line.startswith(_TRACEBACK)), None)
+    if first is None:
+        return []
+    inner = range(first + 1, len(lines))
+    end = next((index for index in inner if not lines[index].startswith(" ")), len(lines) - 1)
+    notes = itertools.takewhile(_NOTE.match, lines[end + 1 :])
+    return [_TRACEBACK, *lines[max(first + 1, end - _TAIL_LINES) : end + 1], *notes]

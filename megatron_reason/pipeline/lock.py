@@ -1,38 +1,52 @@
-"""One process at a time works on a run folder.
+"""One process at a time works on a stage of a run folder; on different stages several may.
 
-The kernel holds the lock (flock), so that a process that is killed cannot leave a stale one; the
-file's text only tells people who holds it. Not here: locks between stages; they run one by one.
+The kernel holds the locks (flock), so that a process that is killed cannot leave a stale one; a
+file's text only tells people who holds it. Not here: the order of stages (`execute.py`).
 """
 
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from megatron_reason.errors import LaunchError
 
-LOCK = ".lock"
+LOCKS = ".locks"
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of the run folder `folder`, which is made if need be.
+def stage_locks(folder: Path, stages: Sequence[str]) -> Iterator[None]:
+    """Hold the locks of some stages of the run folder `folder`, which is made if need be.
 
     Raises:
-        LaunchError: another process holds it.
+        LaunchError: another process holds one, or the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    with path.open("a+") as stream:
+    try:
+        (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for stage in stages:
+                stack.enter_context(_lock(folder, stage))
+            yield
+    except PermissionError as error:
+        raise LaunchError(
+            str(folder), f"the run folder cannot be written to: {error.strerror}.",
+            "Give another with --set run.dir=..., or mend its permissions.",
+        ) from error  # fmt: skip
+
+
+@contextmanager
+def _lock(folder: Path, stage: str) -> Iterator[None]:
+    with (folder / LOCKS / stage).open("a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             stream.seek(0)
             raise LaunchError(
                 str(folder),
-                f"another process works on this run: {stream.read().strip() or 'unknown'}.",
+                f"another process works on stage '{stage}' of this run: "
+                f"{stream.read().strip() or 'unknown'}.",
                 "Wait for it or stop it, or give this run another name: --set run.name=...",
             ) from error
         stream.truncate(0)

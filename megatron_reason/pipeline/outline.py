@@ -73,7 +73,7 @@ def _processes(config: RunConfig, planned: PlannedStage) -> str:
         parallel = stage.parallel() if stage.runs_on == "ranks" else None
     if parallel is None:
         return ""
-    copies = parallel.data_parallel_size(config.launch.processes)
+    copies = parallel.data_parallel_size(config.launch.world_size)
     experts = parallel.expert_model_parallel_size
     return (
         f"TP {parallel.tensor_model_parallel_size} x PP {parallel.pipeline_model_parallel_size} "

@@ -358,9 +358,13 @@ class RunConfig(Strict):
         ]
         for path, parallel in layouts:
             try:
-                parallel.data_parallel_size(self.launch.processes)
+                parallel.data_parallel_size(self.launch.world_size)
             except TopologyError as error:
-                yield path, error.what, f"{error.way_out} launch.processes sets their number."
+                yield (
+                    path,
+                    error.what,
+                    f"{error.way_out} launch.nodes and launch.processes set their number.",
+                )
 
     def _check_lengths(self) -> Iterator[Objection]:
         from megatron_reason.curation.generate import GenerateConfig

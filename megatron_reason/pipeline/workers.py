@@ -3,16 +3,21 @@
 Not here: what the jobs do (`training`), and how processes start (`launch`).
 """
 
+import re
 from pathlib import Path
 
 from megatron_reason.config.launch import LaunchConfig
-from megatron_reason.errors import LaunchError
+from megatron_reason.errors import ConfigError, LaunchError
 from megatron_reason.files import write_text
 from megatron_reason.launch.base import Job, Launcher
+from megatron_reason.launch.clusters import load_cluster
 from megatron_reason.launch.local import LocalLauncher
+from megatron_reason.launch.slurm import SlurmLauncher
 from megatron_reason.training.jobs import EntropyJob, StageJob, TrainJob
 
 WORKER = "megatron_reason.training.worker"
+LOCAL = "local"
+_OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|can't allocate memory")
 
 
 def run_on_ranks(
@@ -27,32 +32,64 @@ def run_on_ranks(
         run_folder: folder of the run.
 
     Raises:
-        LaunchError: a cluster that is not there, or workers that did not end well.
+        ConfigError: a cluster that is not there.
+        LaunchError: workers that did not end well.
     """
     file = run_folder / "jobs" / f"{name}.json"
     write_text(file, job.model_dump_json(indent=2) + "\n")
-    launcher_for(launch).run(
-        Job(
-            name=f"stage '{name}'",
-            module=WORKER,
-            arguments=(str(file),),
-            processes=launch.processes,
-            threads_per_process=launch.threads_per_process,
-            log_file=run_folder / "logs" / f"{name}.log",
+    launcher = launcher_for(launch)
+    try:
+        launcher.run(
+            Job(
+                name=f"stage '{name}'",
+                module=WORKER,
+                arguments=(str(file),),
+                processes=launch.processes,
+                nodes=launch.nodes,
+                threads_per_process=launch.threads_per_process,
+                log_file=run_folder / "logs" / f"{name}.log",
+            )
         )
-    )
+    except LaunchError as error:
+        if not _OUT_OF_MEMORY.search(error.what) or not isinstance(job, TrainJob):
+            raise
+        way_out = f"{advice(job, launch)}\n  {error.way_out}"
+        raise LaunchError(error.where, error.what, way_out) from error
+
+
+def advice(job: TrainJob, launch: LaunchConfig) -> str:
+    """What would make a training that ran out of memory fit, the least loss of speed first."""
+    # Sizes are read where a run went wrong only.
+    from megatron_reason.pipeline._sizes import sizes_of
+    from megatron_reason.pipeline.estimate import Extras, cheapest_changes, memory_of
+    from megatron_reason.pipeline.workload import layout_of, usable_on
+
+    sizes = sizes_of(str(job.model_folder), job.model_folder)
+    layout = layout_of(job.train, launch.world_size)
+    extras = Extras(value_bytes=4 if job.model.dtype == "float32" else 2)
+    now = memory_of(sizes, layout, extras).total
+    # Where the GPU is not known, what did not fit must at least become a tenth smaller.
+    limit = min(0.9 * now, usable_on(launch))
+    changes = cheapest_changes(sizes, layout, extras, limit=limit, longest=1)
+    if not changes:
+        return f"It ran out of memory ({layout}); take more GPUs, or shorter sequences."
+    lines = [f"  {words}  ({total / 2**30:.1f} GiB)" for words, total in changes]
+    head = f"It ran out of memory; {now / 2**30:.1f} GiB were predicted ({layout}). Any of these:"
+    return "\n  ".join([head, *lines])
 
 
 def launcher_for(launch: LaunchConfig) -> Launcher:
     """Launcher that `launch.cluster` names.
 
     Raises:
-        LaunchError: there is none.
+        ConfigError: no such cluster, or several nodes without one.
     """
-    if launch.cluster != "local":
-        raise LaunchError(
-            "launch.cluster",
-            f"there is no launcher for '{launch.cluster}'.",
-            "Use 'local'.",
+    if launch.cluster != LOCAL:
+        return SlurmLauncher(load_cluster(launch.cluster))
+    if launch.nodes > 1:
+        raise ConfigError(
+            "launch.nodes",
+            f"{launch.nodes} nodes are asked for, and this machine is one.",
+            "Run it on a cluster: mreason run CONFIG --on NAME; or set launch.nodes: 1.",
         )
     return LocalLauncher()

@@ -18,8 +18,9 @@ QUICKSTART = str(ROOT / "examples" / "quickstart_cpu" / "oxa.yaml")
 # The program as users and scripts know it. A change here is a change to every one of them.
 VERBS = {
     "": ["--help", "--version"],
-    "plan": ["--help", "--json", "--set", "config"],
-    "run": ["--from", "--help", "--json", "--only", "--set", "--to", "config"],
+    "plan": ["--gpus", "--help", "--json", "--mfu", "--on", "--set", "config"],
+    "run": ["--from", "--help", "--json", "--on", "--only", "--set", "--to", "config"],
+    "sweep": ["--collect", "--help", "--json", "--on", "--python", "grid"],
     "train": ["--help", "--job-file", "--out", "--set", "--table", "--variant", "config"],
     "resume-check": [
         "--help",
@@ -37,6 +38,7 @@ VERBS = {
     "analyse": ["--help", "--json", "--out", "inputs", "name"],
     "logprobs": ["--answers", "--help", "--out", "--set", "model"],
     "watch": ["--help", "--once", "--updates", "run"],
+    "serve": ["--help", "--host", "--port", "--register", "--set", "config"],
     "report": ["--force", "--help", "--json", "--markdown", "--out", "folders"],
     "list": ["--help", "--json", "kind"],
     "show": ["--help", "--json", "kind", "name"],

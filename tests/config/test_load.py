@@ -210,3 +210,32 @@ def test_bad_overrides_are_refused_by_name(load, override, words):
     message = refusal(load, "seed: 2\noptim: {lr: 1}\nitems: [{name: a}]", override)
     for word in words:
         assert word in message
+
+
+NAMED = "stages:\n  - {name: a, size: 1}\n  - {name: b, size: 2}\n"
+
+
+class _Stage(Strict):
+    name: str
+    """Name."""
+    size: int = 0
+    """Size."""
+
+
+class _Stages(Strict):
+    stages: tuple[_Stage, ...]
+    """In order."""
+
+
+def test_a_section_over_a_list_changes_and_adds_the_items_it_names(tmp_path):
+    (tmp_path / "base.yaml").write_text(NAMED)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: base.yaml\nstages: {b: {size: 5}, c: {size: 7}}\n")
+    found = load_config(mine, [], _Stages).stages
+    assert [(stage.name, stage.size) for stage in found] == [("a", 1), ("b", 5), ("c", 7)]
+    mine.write_text("extends: base.yaml\nstages: {b: {siez: 5}}\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml:2  stages.1.siez[^$]*'size'"):
+        load_config(mine, [], _Stages)
+    mine.write_text("extends: base.yaml\nstages:\n  d: 5\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml:3  d[^$]*no item of the list below"):
+        load_config(mine, [], _Stages)

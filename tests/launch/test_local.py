@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from megatron_reason.errors import LaunchError
-from megatron_reason.launch.local import LocalLauncher
+from megatron_reason.launch.local import LocalLauncher, _cause, says_peer_lost
 from tests.launch.workers import ROOT, job
 
 
@@ -41,6 +41,28 @@ def test_a_crashing_worker_leaves_the_end_of_its_own_log(tmp_path):
     assert caught.value.what.endswith("IndexError: an unforeseen accident")
     assert "earlier run" not in caught.value.what
     assert "earlier run" in log.read_text()
+
+
+def test_of_several_ranks_the_one_with_an_error_of_its_own_is_quoted():
+    lost = "RuntimeError: Connection closed by peer [10.0.0.2]:1"
+    mixed = (
+        "[default0]:[rank0]: Traceback (most recent call last):\n"
+        "[default1]:[rank1]: Traceback (most recent call last):\n"
+        '[default0]:[rank0]:   File "x.py", line 1, in <module>\n'
+        '[default1]:[rank1]:   File "y.py", line 2, in <module>\n'
+        f"[default0]:[rank0]: {lost}\n"
+        "[default1]:[rank1]: IndexError: an accident\n"
+    )
+    shown = _cause(mixed.encode())
+    assert shown[1:] == ['  File "y.py", line 2, in <module>', "IndexError: an accident"]
+    assert not says_peer_lost("\n".join(shown))
+    alone = "".join(line + "\n" for line in mixed.splitlines() if "default0" in line)
+    assert _cause(alone.encode())[-1] == lost
+    assert says_peer_lost(lost)
+    report = "Traceback (most recent call last):\n  File\nChildFailedError: see above\n"
+    assert _cause((report + alone + report).encode())[-1] == lost
+    killed = "  traceback : Signal 9 (SIGKILL) received by PID 7\n"
+    assert "memory runs out" in _cause((alone + report + killed).encode())[0]
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])

@@ -29,3 +29,16 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it():
 def test_an_old_python_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 2))
     assert doctor._python().verdict == "missing"
+
+
+def test_what_stands_in_for_missing_accelerators_and_slurm_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = {finding.what: finding for finding in examine()}
+    assert found["collectives"].found in ("gloo", "nccl")
+    assert "scaled_dot_product_attention" in found["flash_attn"].found
+    assert found["shared memory"].found.endswith("GB")
+    assert found["slurm"].verdict == "note"
+    assert "tools/local_slurm.sh" in found["slurm"].way_out
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    assert {finding.what: finding for finding in examine()}["slurm"].verdict == "ok"

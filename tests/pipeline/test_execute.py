@@ -6,7 +6,7 @@ import yaml
 
 from megatron_reason.errors import ConfigError, DataError, LaunchError
 from megatron_reason.pipeline.execute import choose, execute
-from megatron_reason.pipeline.lock import run_lock
+from megatron_reason.pipeline.lock import stage_locks
 from megatron_reason.pipeline.manifest import read_manifest
 from megatron_reason.pipeline.plan import make_plan
 from megatron_reason.pipeline.run_config import RunConfig
@@ -101,7 +101,10 @@ def test_stages_keep_their_results_when_their_number_changes(config):
 
 
 def test_a_run_folder_in_use_is_refused(config):
-    with run_lock(config.run.folder), pytest.raises(LaunchError, match=f"process {os.getpid()}"):
+    with (
+        stage_locks(config.run.folder, ["a"]),
+        pytest.raises(LaunchError, match=f"process {os.getpid()}"),
+    ):
         execute(config, to="a")
     assert ran() == []
 

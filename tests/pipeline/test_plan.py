@@ -25,7 +25,11 @@ def config(tmp_path, model):
 
 
 ROOT = Path(__file__).parent.parent.parent
-EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+EXAMPLES = sorted(
+    path
+    for path in (ROOT / "examples").rglob("*.yaml")
+    if path.parent.name not in ("parts", "sweeps")
+)
 
 
 def changed(config: RunConfig, **sections) -> RunConfig:

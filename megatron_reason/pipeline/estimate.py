@@ -1,0 +1,292 @@
+"""Memory of a rank and speed of a run, before there is one, and which layouts would do.
+
+Memory is counted tensor by tensor as our engine makes them, and was compared with measurements on a
+CPU (tools/bench/memory.py). Speed is floating-point operations over an assumed utilisation: it
+ranks layouts, and hours follow the assumption. Not here: sizes of models (`_sizes.py`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+from megatron_reason.config.cluster import GpuName
+from megatron_reason.pipeline._sizes import Sizes
+
+Recompute = Literal["none", "selective", "full"]
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a data sheet says of a GPU."""
+
+    memory: float
+    """Bytes."""
+    flops: float
+    """Dense bfloat16 operations per second."""
+
+
+GPUS: dict[GpuName, Gpu] = {
+    "A100-40": Gpu(40 * GIB, 312e12),
+    "A100-80": Gpu(80 * GIB, 312e12),
+    "H100-80": Gpu(80 * GIB, 989e12),
+    "H200-141": Gpu(141e9, 989e12),
+}
+DEFAULT_MFU = 0.35
+"""Assumed share of a GPU's peak, before what a layout costs."""
+_OVERHEAD = 3 * GIB
+"""CUDA context, communication buffers and workspaces of libraries; an assumption."""
+_USABLE = 0.95
+"""Share of a GPU's memory that fragmentation leaves; an assumption."""
+_LOGITS_KEPT = 256 * 2**20
+_LOGITS_CHUNK = 1024
+# What a layout costs in speed; assumptions that order layouts.
+_TP_COST = 0.05
+_RECOMPUTE_COST: dict[Recompute, float] = {"none": 1.0, "selective": 1.15, "full": 4 / 3}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a training is laid over its ranks."""
+
+    tp: int
+    pp: int
+    dp: int
+    tokens: int
+    """Tokens of a micro-batch."""
+    recompute: Recompute = "none"
+    sequence_parallel: bool = False
+
+    @property
+    def ranks(self) -> int:
+        """All ranks."""
+        return self.tp * self.pp * self.dp
+
+    def __str__(self) -> str:
+        words = [f"TP {self.tp}", f"PP {self.pp}", f"DP {self.dp}", f"{self.tokens} tokens"]
+        if self.recompute != "none":
+            words.append(f"recompute {self.recompute}")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the rank that holds most."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    reference: float = 0.0
+    """A frozen copy of the weights, for methods that compare with one."""
+    engine: float = 0.0
+    """What vLLM takes of the same GPU."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return (
+            self.weights + self.gradients + self.optimizer + self.activations + self.logits
+            + self.reference + self.engine
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a run holds besides the model it trains."""
+
+    value_bytes: int = 2
+    """Bytes of a weight and of an activation."""
+    has_reference: bool = False
+    engine_bytes: float = 0.0
+
+
+def memory_of(sizes: Sizes, layout: Layout, extras: Extras) -> Memory:
+    """Memory of the rank that holds most, of the first and the last stage."""
+    stages = {0, layout.pp - 1}
+    return max((_stage(sizes, layout, extras, stage) for stage in stages), key=lambda m: m.total)
+
+
+def _stage(sizes: Sizes, layout: Layout, extras: Extras, stage: int) -> Memory:
+    is_first, is_last = stage == 0, stage == layout.pp - 1
+    layers = sizes.layers // layout.pp
+    ends = is_first + (is_last and not (sizes.tied and is_first))
+    matrices = layers * sizes.layer_matrices + ends * sizes.embedding
+    weights = matrices / layout.tp + layers * sizes.layer_small
+    wide = extras.value_bytes == 4
+    # Main weights are a copy only where the model's are not float32 themselves.
+    per_weight = 8 if wide else 12
+    in_flight = layout.pp - stage
+    return Memory(
+        weights=weights * extras.value_bytes,
+        gradients=weights * 4,
+        optimizer=weights * per_weight / layout.dp,
+        activations=_activations(sizes, layout, extras.value_bytes, layers, in_flight),
+        logits=_logits(sizes, layout, extras.value_bytes) if is_last else 0.0,
+        reference=weights * extras.value_bytes if extras.has_reference else 0.0,
+        engine=extras.engine_bytes,
+    )
+
+
+def _activations(
+    sizes: Sizes, layout: Layout, value_bytes: int, layers: int, in_flight: int
+) -> float:
+    """What autograd keeps, for all micro-batches that a stage has begun and not ended."""
+    shared = layout.tp if layout.sequence_parallel else 1
+    attention = sizes.heads * sizes.head_dim / layout.tp
+    keys = sizes.kv_heads * sizes.head_dim / layout.tp
+    # The projection (whole, for the values are a view of it), rotated queries and keys, and the
+    # context twice: from the kernel, and joined again from the packed sequences.
+    mixing = (attention + 2 * keys) + (attention + keys) + 2 * attention
+    # Gate and up, their activation, and the product that goes down.
+    feed_forward = 4 * sizes.ffn / layout.tp
+    norms = 4 * sizes.hidden / shared
+    whole = norms + mixing + feed_forward
+    kept = {
+        "none": layers * whole,
+        "selective": layers * (norms + mixing) + feed_forward,
+        "full": layers * sizes.hidden / shared + whole,
+    }[layout.recompute]
+    return kept * layout.tokens * value_bytes * in_flight
+
+
+def _logits(sizes: Sizes, layout: Layout, value_bytes: int) -> float:
+    """Chunks of logits, and float32 gradients of hidden states and head while they are formed."""
+    vocab = sizes.vocab / layout.tp
+    row = vocab * value_bytes
+    kept = min(_LOGITS_KEPT, layout.tokens * row)
+    chunk = min(_LOGITS_CHUNK, layout.tokens) * vocab * (value_bytes + 4)
+    gradients = (layout.tokens + vocab) * sizes.hidden * (4 + value_bytes)
+    return kept + chunk + gradients
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one update of a run has to compute."""
+
+    tokens_per_update: float
+    longest: int
+    """Tokens of the longest sequence; a micro-batch must hold it."""
+    mean_length: float
+    """Tokens of a sequence on average, for the cost of attention."""
+
+
+def flops_per_token(sizes: Sizes, mean_length: float) -> float:
+    """Operations of forward and backward pass: 6 per weight, and causal attention."""
+    matrices = sizes.layers * sizes.layer_matrices + sizes.embedding
+    attention = sizes.layers * sizes.heads * sizes.head_dim * mean_length
+    return 6 * matrices + 6 * attention
+
+
+def tokens_per_second(sizes: Sizes, layout: Layout, work: Workload, gpu: Gpu, mfu: float) -> float:
+    """Tokens all ranks together train on in a second, if their GPUs reach `mfu` of their peak."""
+    microbatches = max(1.0, work.tokens_per_update / (layout.dp * layout.tokens))
+    bubble = (microbatches + layout.pp - 1) / microbatches
+    halvings = (layout.tp - 1).bit_length()
+    cost = bubble * _RECOMPUTE_COST[layout.recompute] * (1 + _TP_COST) ** halvings
+    rate = layout.ranks * gpu.flops * mfu / flops_per_token(sizes, work.mean_length)
+    # Fewer micro-batches than data-parallel ranks leave some of these idle.
+    idle = min(1.0, work.tokens_per_update / (layout.dp * layout.tokens))
+    return rate * idle / cost
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A layout and what it comes to."""
+
+    layout: Layout
+    memory: Memory
+    tokens_per_s: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The GPUs a run may take."""
+
+    gpu: GpuName
+    count: int
+    per_node: int = 8
+
+    @property
+    def usable(self) -> float:
+        """Bytes of a GPU that tensors can take."""
+        return GPUS[self.gpu].memory * _USABLE - _OVERHEAD
+
+
+def propose(
+    sizes: Sizes, layout: Layout, work: Workload, machine: Machine, extras: Extras, *, mfu: float
+) -> Proposal:
+    """What `layout` comes to on `machine`."""
+    memory = memory_of(sizes, layout, extras)
+    rate = tokens_per_second(sizes, layout, work, GPUS[machine.gpu], mfu)
+    return Proposal(layout, memory, rate, memory.total <= machine.usable)
+
+
+def ranked(
+    sizes: Sizes, work: Workload, machine: Machine, extras: Extras, *, tokens: int, mfu: float
+) -> list[Proposal]:
+    """Layouts that fit, the fastest first."""
+    found = [
+        propose(sizes, layout, work, machine, extras, mfu=mfu)
+        for layout in _layouts(sizes, machine, tokens)
+    ]
+    return sorted((p for p in found if p.fits), key=lambda p: -p.tokens_per_s)
+
+
+def _layouts(sizes: Sizes, machine: Machine, tokens: int) -> Iterator[Layout]:
+    recomputes: tuple[Recompute, ...] = ("none", "selective", "full")
+    for tp, pp in product((1, 2, 4, 8), range(1, machine.count + 1)):
+        if machine.count % (tp * pp) or tp > machine.per_node:
+            continue
+        if _splits(sizes, tp, pp):
+            dp = machine.count // (tp * pp)
+            for recompute in recomputes:
+                yield Layout(tp, pp, dp, tokens, recompute, sequence_parallel=tp > 1)
+
+
+def _splits(sizes: Sizes, tp: int, pp: int) -> bool:
+    shared = sizes.kv_heads % tp == 0 or tp % sizes.kv_heads == 0
+    return shared and not (sizes.heads % tp or sizes.ffn % tp or sizes.layers % pp)
+
+
+def cheapest_changes(
+    sizes: Sizes, layout: Layout, extras: Extras, *, limit: float, longest: int
+) -> list[tuple[str, float]]:
+    """Single changes of `layout`, on as many ranks, under which memory stays below `limit` bytes.
+
+    Returns:
+        At most three: what to set, and the bytes predicted; the least cost in speed first.
+    """
+    changes: list[tuple[str, Layout]] = []
+    if layout.tokens // 2 >= longest:
+        halved = replace(layout, tokens=layout.tokens // 2)
+        changes.append((f"train.batch.max_tokens_per_microbatch: {halved.tokens}", halved))
+    if layout.tp > 1 and not layout.sequence_parallel:
+        changes.append(
+            ("train.parallel.sequence_parallel: true", replace(layout, sequence_parallel=True))
+        )
+    order: list[Recompute] = ["none", "selective", "full"]
+    for recompute in order[order.index(layout.recompute) + 1 :]:
+        changed = replace(layout, recompute=recompute)
+        changes.append((f"train.parallel.recompute: {recompute}", changed))
+    for key, factors in {
+        "tensor": [(2 * layout.tp, layout.pp), (4 * layout.tp, layout.pp)],
+        "pipeline": [(layout.tp, 2 * layout.pp), (layout.tp, 4 * layout.pp)],
+    }.items():
+        for tp, pp in factors:
+            if layout.ranks % (tp * pp) or not _splits(sizes, tp, pp):
+                continue
+            size = tp if key == "tensor" else pp
+            sequence = layout.sequence_parallel or key == "tensor"
+            changed = replace(
+                layout, tp=tp, pp=pp, dp=layout.ranks // (tp * pp), sequence_parallel=sequence
+            )
+            words = f"train.parallel.{key}_model_parallel_size: {size}"
+            if sequence and not layout.sequence_parallel:
+                words += " with sequence_parallel: true"
+            changes.append((words, changed))
+    totals = [(words, memory_of(sizes, changed, extras).total) for words, changed in changes]
+    return [(words, total) for words, total in totals if total <= limit][:3]

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from megatron_reason.config.launch import LaunchConfig
+from megatron_reason.config.load import load_config
+from megatron_reason.errors import ConfigError
+from megatron_reason.pipeline.run_config import RunConfig
+from megatron_reason.pipeline.workload import machine_of, trainings, usable_on
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def of(name):
+    config = load_config(EXAMPLES / name, [], RunConfig)
+    found = trainings(config, ranks=32, machine=machine_of("32xH100-80"))
+    return {training.variant: training for training in found}
+
+
+def test_the_paper_s_updates_follow_from_its_selections():
+    # 50,000 of each role, 128 of each an update, 6 epochs: the paper's 390 an epoch, rounded up.
+    assert of("oxa/full_7b.yaml")["oxa_full"].updates == 2344
+    assert of("oxa/mle_7b_150k.yaml")["oxa_mle"].updates == 2344
+
+
+def test_an_update_of_oxa_is_256_sequences_and_a_reference_is_counted():
+    full = of("oxa/full_7b_rlvr.yaml")
+    assert full["oxa_full"].work.tokens_per_update == 256 * full["oxa_full"].work.mean_length
+    assert full["oxa_full"].work.longest == 32767
+    rl = full["rl"]
+    assert rl.updates == 1200
+    assert rl.extras.has_reference
+    assert not full["oxa_full"].extras.has_reference
+    assert rl.extras.engine_bytes == pytest.approx(0.85 * 80 * 2**30)
+    assert rl.layout.dp == 8
+
+
+@pytest.mark.parametrize("text", ["8", "x", "0xH100-80", "8xH100", "eightxH100-80"])
+def test_gpus_that_are_none_are_refused(text):
+    with pytest.raises(ConfigError, match="A100-40, A100-80, H100-80, H200-141"):
+        machine_of(text)
+
+
+def test_the_cluster_says_which_gpu(monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parent)
+    assert usable_on(LaunchConfig()) == float("inf")
+    assert 70e9 < usable_on(LaunchConfig(cluster="h100")) < 80e9
