@@ -11,7 +11,9 @@ from itertools import product
 from typing import Literal
 
 from megatron_reason.config.cluster import GpuName
+from megatron_reason.config.model import Precision
 from megatron_reason.pipeline._sizes import Sizes
+from megatron_reason.schema.method import Frozen, Needs
 
 Recompute = Literal["none", "selective", "full"]
 GIB = 2**30
@@ -100,7 +102,18 @@ class Extras:
     value_bytes: int = 2
     """Bytes of a weight and of an activation."""
     has_reference: bool = False
+    """Whether a frozen copy of the weights is compared with."""
     engine_bytes: float = 0.0
+    """What vLLM takes of the same GPU."""
+    keeps_logits: bool = False
+    """Whether the head's logits wait for a backward pass (docs/token_stats.md, Memory)."""
+
+    @classmethod
+    def of(cls, dtype: Precision, needs: Needs, engine_bytes: float = 0.0) -> "Extras":
+        """What a method adds to a model with weights of `dtype`."""
+        frozen = needs.frozen & {Frozen.REF_LOGPROB, Frozen.REF_HIDDEN}
+        keeps = needs.whole_sequences or Frozen.REF_HIDDEN in frozen
+        return cls(4 if dtype == "float32" else 2, bool(frozen), engine_bytes, keeps)
 
 
 def memory_of(sizes: Sizes, layout: Layout, extras: Extras) -> Memory:
@@ -124,7 +137,7 @@ def _stage(sizes: Sizes, layout: Layout, extras: Extras, stage: int) -> Memory:
         gradients=weights * 4,
         optimizer=weights * per_weight / layout.dp,
         activations=_activations(sizes, layout, extras.value_bytes, layers, in_flight),
-        logits=_logits(sizes, layout, extras.value_bytes) if is_last else 0.0,
+        logits=_logits(sizes, layout, extras) if is_last else 0.0,
         reference=weights * extras.value_bytes if extras.has_reference else 0.0,
         engine=extras.engine_bytes,
     )
@@ -152,11 +165,11 @@ def _activations(
     return kept * layout.tokens * value_bytes * in_flight
 
 
-def _logits(sizes: Sizes, layout: Layout, value_bytes: int) -> float:
+def _logits(sizes: Sizes, layout: Layout, extras: Extras) -> float:
     """Chunks of logits, and float32 gradients of hidden states and head while they are formed."""
-    vocab = sizes.vocab / layout.tp
+    vocab, value_bytes = sizes.vocab / layout.tp, extras.value_bytes
     row = vocab * value_bytes
-    kept = min(_LOGITS_KEPT, layout.tokens * row)
+    kept = min(_LOGITS_KEPT, layout.tokens * row) if extras.keeps_logits else 0.0
     chunk = min(_LOGITS_CHUNK, layout.tokens) * vocab * (value_bytes + 4)
     gradients = (layout.tokens + vocab) * sizes.hidden * (4 + value_bytes)
     return kept + chunk + gradients

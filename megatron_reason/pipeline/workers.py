@@ -63,10 +63,11 @@ def advice(job: TrainJob, launch: LaunchConfig) -> str:
     from megatron_reason.pipeline._sizes import sizes_of
     from megatron_reason.pipeline.estimate import Extras, cheapest_changes, memory_of
     from megatron_reason.pipeline.workload import layout_of, usable_on
+    from megatron_reason.schema.method import build_method
 
     sizes = sizes_of(str(job.model_folder), job.model_folder)
     layout = layout_of(job.train, launch.world_size)
-    extras = Extras(value_bytes=4 if job.model.dtype == "float32" else 2)
+    extras = Extras.of(job.model.dtype, build_method(job.method).required())
     now = memory_of(sizes, layout, extras).total
     # Where the GPU is not known, what did not fit must at least become a tenth smaller.
     limit = min(0.9 * now, usable_on(launch))

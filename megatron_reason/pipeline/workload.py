@@ -17,7 +17,7 @@ from megatron_reason.launch.clusters import load_cluster
 from megatron_reason.pipeline._sizes import Sizes, sizes_of
 from megatron_reason.pipeline.estimate import GPUS, Extras, Layout, Machine, Workload
 from megatron_reason.pipeline.run_config import RunConfig
-from megatron_reason.schema.method import Frozen, TrainState, build_method
+from megatron_reason.schema.method import TrainState, build_method
 
 _MEAN_SHARE = 0.5
 """Mean length of a sequence as a share of the longest, where no data has been seen; assumed."""
@@ -89,7 +89,6 @@ def _training(
     longest = min(_longest(config, variant), train.batch.max_tokens_per_microbatch)
     sequences = sum(plan.counts.values()) + plan.prompts * plan.rollouts_per_prompt
     mean = longest * _MEAN_SHARE
-    frozen = method.required().frozen & {Frozen.REF_LOGPROB, Frozen.REF_HIDDEN}
     engine = 0.0
     if config.learns_online(variant) and machine is not None and not config.engine.sleep_mode:
         engine = GPUS[machine.gpu].memory * config.engine.gpu_memory_fraction
@@ -98,7 +97,7 @@ def _training(
         sizes,
         layout_of(train, ranks),
         Workload(sequences * mean, longest, mean),
-        Extras(4 if config.model.dtype == "float32" else 2, bool(frozen), engine),
+        Extras.of(config.model.dtype, method.required(), engine),
         train.updates or _updates(config, variant, train, plan.counts),
     )
 
