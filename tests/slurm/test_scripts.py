@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = sorted(path for path in (ROOT / "slurm").glob("*.sh") if path.name != "job.sh")
 ASKED = {
     "curate_array", "dr_dft_7b", "eval", "grpo_7b", "lese_1_5b", "lese_7b", "oxa_1_5b", "oxa_32b",
-    "oxa_72b", "oxa_7b", "srft_7b",
+    "oxa_72b", "oxa_7b", "serve", "srft_7b",
 }  # fmt: skip
 
 
@@ -30,7 +30,8 @@ def test_there_is_a_script_for_each_method():
 def test_a_script_asks_for_what_its_recipe_takes_and_comes_back(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
     found = header(path)
-    assert found.keys() >= {"requeue", "exclusive", "signal", "open-mode", "time", "output"}
+    assert found.keys() >= {"requeue", "signal", "open-mode", "time", "output"}
+    assert ("exclusive" in found) == (path.stem != "serve"), "servers share nodes"
     assert not found.keys() & {"partition", "account", "qos"}, "those are the cluster's file's"
     recipe = re.search(r"RECIPE:-([^}]*)", path.read_text())
     if recipe is None:
