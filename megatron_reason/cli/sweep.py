@@ -101,7 +101,9 @@ def _measured(settings: "SweepConfig", index: int) -> dict[str, float]:
             words = [stage, *path.relative_to(folder).parts[1:-1], "pass@1"]
             found[" ".join(words)] = metrics["pass@1"]["value"]
     for path in sorted(folder.glob("*-train-*/metrics.jsonl")):
-        last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        lines = path.read_text(encoding="utf-8").splitlines()
+        # Empty before the first update.
+        last = json.loads(lines[-1]) if lines else {}
         if "train/loss" in last:
             found[f"{path.parent.name.partition('-train-')[2]} loss"] = last["train/loss"]
     return found

@@ -56,8 +56,7 @@ def job_settings(name: str, cluster: ClusterConfig) -> str:
                 str(cluster_file(name)),
                 f"this job runs in {what} '{found}'; the file says "
                 f"{' or '.join(sorted(map(str, allowed)))}.",
-                f"Submit with sbatch --{what}={cluster.partition or cluster.account}, or correct "
-                "the file.",
+                f"Submit with sbatch --{what}={min(map(str, allowed))}, or correct the file.",
             )
     lines = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
     numbers = [f"{name}={getattr(cluster, name)}" for name in ("max_requeues", "gpus_per_node")]

@@ -236,21 +236,26 @@ def _step(command: list[str], job: Job) -> Iterator[tuple["subprocess.Popen[byte
 
 
 def _follow(process: "subprocess.Popen[bytes]", job: Job) -> bytes:
-    """Copy the step's output to console and log; end the step some time after a node has failed."""
+    """Copy the step's output to console and log; end the step some time after a node has failed.
+
+    Returns:
+        All the output, read back from the log: it may be that of days.
+    """
     assert process.stdout is not None, "opened as a pipe"
-    stream, output, deadline = process.stdout.fileno(), bytearray(), None
+    stream, begun_line, deadline = process.stdout.fileno(), b"", None
     with job.log_file.open("ab") as log:
+        begin = log.tell()
         while True:
             if select.select([stream], [], [], 1.0)[0]:
                 block = os.read(stream, 1 << 16)
                 if not block:
-                    return bytes(output)
-                output += block
+                    return job.log_file.read_bytes()[begin:]
                 log.write(block)
                 log.flush()
                 sys.stderr.write(block.decode(errors="replace"))
                 sys.stderr.flush()
-                text = output.decode(errors="replace")
+                lines, _, begun_line = (begun_line + block).rpartition(b"\n")
+                text = lines.decode(errors="replace")
                 if deadline is None and _states(text, "failed") | _states(text, "lost"):
                     deadline = time.monotonic() + _GRACE_S
             if deadline is not None and time.monotonic() > deadline:

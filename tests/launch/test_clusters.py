@@ -49,3 +49,7 @@ def test_a_job_learns_its_variables_unless_it_is_elsewhere(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_PARTITION", "short")
     with pytest.raises(LaunchError, match=r"partition 'short'; the file says cpu or long"):
         job_settings("x", cluster)
+    monkeypatch.setenv("SLURM_JOB_PARTITION", "long")
+    monkeypatch.setenv("SLURM_JOB_ACCOUNT", "other")
+    with pytest.raises(LaunchError, match="sbatch --account=mine"):
+        job_settings("x", ClusterConfig(partition="long", account="mine"))

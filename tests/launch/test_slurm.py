@@ -1,10 +1,13 @@
+import signal
 import socket
+import subprocess
 
 import pytest
 
 from megatron_reason.config.cluster import ClusterConfig
 from megatron_reason.errors import LaunchError, NodeLostError
 from megatron_reason.files import write_text
+from megatron_reason.launch import slurm
 from megatron_reason.launch.node import error_file, node_log
 from megatron_reason.launch.slurm import Allocation, SlurmLauncher, failure, free_port
 from tests.launch.workers import job
@@ -66,3 +69,15 @@ def test_a_port_that_is_taken_is_left_alone():
     with socket.socket() as taken:
         taken.bind(("", first))
         assert free_port("123", 0) == first + 1
+
+
+def test_a_step_is_ended_some_time_after_a_node_has_failed(tmp_path, monkeypatch):
+    """The verdict comes in pieces; the other node would hang for ever."""
+    monkeypatch.setattr(slurm, "_GRACE_S", 0.5)
+    pieces = "printf '0: mreason-no'; sleep 0.3; printf 'de failed\\n1: works\\n'; exec sleep 600"
+    one = job("x", tmp_path)
+    write_text(one.log_file, "of an earlier attempt\n")
+    with subprocess.Popen(["sh", "-c", pieces], stdout=subprocess.PIPE) as process:
+        output = slurm._follow(process, one)
+    assert output == b"0: mreason-node failed\n1: works\n"
+    assert process.returncode == -signal.SIGTERM
