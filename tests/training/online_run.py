@@ -101,6 +101,7 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
     from megatron_reason.engine.startup import load_model, make_trainable
     from megatron_reason.engine.topology import init_topology
     from megatron_reason.errors import ReasonError
+    from megatron_reason.generation.hf_engine import HFEngine
     from megatron_reason.training import online
     from megatron_reason.training.exporting import exported
 
@@ -112,17 +113,29 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
         stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
         trainable = make_trainable(stage, job.train.optim, topology)
         assert job.rollout is not None
-        original = online.update
+        original, sleep = online.update, HFEngine.sleep
         online.update = _recording(original, job.output)
+        HFEngine.sleep = _counting(sleep, job.output)
         try:
             online.train_online(job, job.rollout, trainable)
             exported(job, trainable, job.output / "huggingface").write()
         except ReasonError as error:
             (job.output / f"error_{rank}.txt").write_text(str(error), encoding="utf-8")
         finally:
-            online.update = original
+            online.update, HFEngine.sleep = original, sleep
             parallel_state.destroy_model_parallel()
     del world_size
+
+
+def _counting(sleep: Any, output: Path) -> Any:
+    """`sleep`, which also leaves a mark each time."""
+
+    def counted(engine: Any) -> None:
+        with (output / "slept").open("a", encoding="utf-8") as stream:
+            stream.write("z")
+        sleep(engine)
+
+    return counted
 
 
 def _recording(update: Any, output: Path) -> Any:

@@ -267,6 +267,8 @@ def test_demonstrations_are_rewritten_before_each_update(folder: Path, name: str
 def test_an_engine_may_sleep_during_the_updates_but_not_when_it_works_ahead(folder: Path):
     assert not error_of(folder / "sleeps")
     assert losses(folder / "sleeps") == losses(folder / "grpo")[:2]
+    assert (folder / "sleeps/slept").read_text(encoding="utf-8") == "zz", "once for each step"
+    assert not (folder / "grpo/slept").exists()
     assert "rollout.steps_ahead" in error_of(folder / "sleepless")
 
 
