@@ -49,6 +49,15 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder` and one level below it.
+
+    Nobody may be writing there.
+    """
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        _remove(path)
+
+
 def write_text(target: Path, text: str) -> None:
     """Write `text` to `target` atomically, as UTF-8."""
     with atomic_path(target) as path:

@@ -51,11 +51,26 @@ def distributed_backend() -> str:
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
+def limit_threads(count: int) -> None:
+    """Let torch compute on so many CPU threads in this process."""
+    torch.set_num_threads(count)
+
+
 def name() -> str:
     """What `device()` is, for the log."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} thread(s) per process"
+
+
+def attends_at_once(values: torch.Tensor) -> bool:
+    """Whether one kernel attends to many sequences of such values: of two bytes, on a GPU."""
+    return values.is_cuda and values.element_size() == 2
+
+
+def num_gpus() -> int:
+    """GPUs that this process sees; 0 on a CPU."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def accelerators() -> str:

@@ -37,4 +37,4 @@ if [ "$task" = 0 ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
 fi
 done_before "$output-$task"
 mreason_job "${CLUSTER:-h100}" stage "$stage" --in "$input" --out "$output-$task" \
-  "$@" --set "stage.shard=$task/$SLURM_ARRAY_TASK_COUNT"
+  --shard "$task/$SLURM_ARRAY_TASK_COUNT" "$@"

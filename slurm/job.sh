@@ -47,14 +47,15 @@ mreason_job() {
     echo "this is a job script: submit it with sbatch (SLURM_JOB_ID is not set)" >&2
     exit 1
   fi
-  local file="slurm/clusters/$cluster.yaml" settings arguments
+  local file="slurm/clusters/$cluster.yaml" settings arguments=()
   [ "${cluster%.yaml}" = "$cluster" ] || file="$cluster"
   [ -r "$file" ] || give_up "there is no $file; submit from the repository, with CLUSTER=<name>"
   activate "$file"
   settings="$(python -m megatron_reason.launch.clusters "$cluster")" || give_up "see above"
   local max_requeues=0 gpus_per_node=0
   eval "$settings"
-  mapfile -t arguments < <(layout "$cluster")
+  # A server has no layout: its one GPU could not hold the trainer's.
+  [ "$verb" = serve ] || mapfile -t arguments < <(layout "$cluster")
 
   say "mreason $verb $* (${SLURM_JOB_NUM_NODES:-1} nodes: ${SLURM_JOB_NODELIST:-})"
   python -m megatron_reason.cli.app "$verb" "$@" "${arguments[@]}" &

@@ -18,4 +18,4 @@ set -euo pipefail
 source slurm/job.sh
 recipe="${1:?RECIPE and the folder to register in}" folder="${2:?the folder to register in}"
 mreason_job "${CLUSTER:-h100}" serve "$recipe" --register "$folder" --host "$(hostname)" \
-  --port "$((8000 + ${SLURM_ARRAY_TASK_ID:-0}))" "${@:3}"
+  --port 0 "${@:3}"

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 MODEL_CACHE = Path(__file__).parent.parent / "models"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Jobs of the local SLURM first: one worker waits for them while the other does the rest."""
+    items.sort(key=lambda item: "slurm" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Hugging Face folder of SmolLM2-135M-Instruct in bfloat16."""

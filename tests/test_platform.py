@@ -66,6 +66,7 @@ def test_everything_is_restored_even_after_a_failure() -> None:
 def test_process_is_described() -> None:
     assert platform.device() == torch.device("cpu")
     assert platform.distributed_backend() == "gloo"
+    assert platform.num_gpus() == 0
     assert platform.name().startswith("CPU")
     assert 0.05 < platform.peak_memory_gb() < 1000
 

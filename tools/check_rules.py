@@ -50,6 +50,17 @@ FENCES: dict[str, tuple[re.Pattern[str], tuple[str, ...], str]] = {
         ),
         "make it a config field; variables are the launcher's",
     ),
+    "clock-fence": (
+        re.compile(r"\btime\.time\(|\bst_[acm]time|\bdatetime\.now\b"),
+        (
+            "cli/watch.py",
+            "launch/node.py",
+            "pipeline/execute.py",
+            "pipeline/manifest.py",
+            "tracking/*",
+        ),
+        "nodes' clocks differ: take time.monotonic(), or decide by what the other side answers",
+    ),
     "parallel-state-fence": (
         re.compile(r"\bparallel_state\.(?!destroy_model_parallel\b)"),
         ("engine/topology.py",),
@@ -95,6 +106,7 @@ TESTED_BY: dict[str, str] = {
     "generation/vllm_process.py": "generation/test_vllm_engine.py",  # the engine's other half
     "launch/base.py": "launch/test_local.py",  # the Launcher protocol
     "models/families/*.py": "models/test_architecture.py",  # tables of values
+    "pipeline/consistency.py": "pipeline/test_run_config.py",  # seen through RunConfig
     "report/analyses/*.py": "report/test_analysis.py",  # one contract for all, and each one's own
     "report/drawing.py": "report/test_figures.py",  # seen through figures
     "report/examples.py": "report/test_page.py",  # seen on the page

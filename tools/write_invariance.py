@@ -1,6 +1,6 @@
 """Writes `docs/invariance.md`: every method on every layout against Hugging Face in float64.
 
-    .venv/bin/python tools/write_invariance.py [--only tp2-pp1-dp2]
+    .venv/bin/python tools/write_invariance.py [--only tp2-pp1-cp2-dp1]
 
 What `tests/engine/test_invariance.py` asserts, as a table of the largest relative errors found.
 """
@@ -10,13 +10,17 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.engine import invariance
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 PAGE = ROOT / "docs" / "invariance.md"
 
 
-def measure(rank: int, _world_size: int, layout: tuple[int, int, int], folder: str) -> None:
+def measure(rank: int, _world_size: int, layout: "invariance.Layout", folder: str) -> None:
     """Errors of every method in every mode on this layout, written to `folder` by rank 0."""
     from tests.engine import invariance
 
@@ -65,18 +69,18 @@ def main() -> None:
     from tests.engine import invariance
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="print one layout's column instead, as tp2-pp1-dp2")
+    parser.add_argument("--only", help="print one layout's column instead, as tp2-pp2-dp1")
     only = parser.parse_args().only
     columns: dict[str, dict[str, float]] = {}
     for layout in invariance.LAYOUTS:
-        name = "tp{}-pp{}-dp{}".format(*layout)
+        name = str(layout)
         if only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            tied = layout[0] == layout[1]
+            tied = layout.tp == layout.pp
             invariance.make_model(Path(folder, "model"), tied=tied)
             invariance.make_model(Path(folder, "base"), tied=tied, seed=4)
-            spawn(measure, layout[0] * layout[1] * layout[2], layout, folder)
+            spawn(measure, layout.ranks, layout, folder)
             columns[name] = json.loads(Path(folder, "errors.json").read_text(encoding="utf-8"))
         print(name, "done", flush=True)
     text = table(columns, list(invariance.BATCHES))

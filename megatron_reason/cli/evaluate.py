@@ -1,6 +1,7 @@
 """Verbs that measure and show: eval, report. Not here: the measuring (`pipeline`, `evaluation`)."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,12 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hugging Face folder, hub id or built-in model.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder to write to; runs/eval/MODEL if not given."
+        ),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -41,7 +47,8 @@ def evaluate(
 ) -> None:
     """Measure one model, without a YAML file.
 
-    Prints pass@k, entropy and length with intervals. Goes on where it stopped. A suite sets
+    Prints pass@k, entropy and length with intervals, and the mean over benchmarks. Goes on where it
+    stopped. A suite sets
     sampling, template and grader to a paper's; --set changes any of it. Sections of a run's YAML
     that matter here: eval, model, template, engine, launch, parallel, seed.
 
@@ -52,11 +59,18 @@ def evaluate(
     from megatron_reason.pipeline.alone import measure_alone
 
     setup_logging()
+    output = out or _default_output(model)
+    typer.echo(f"Answers and results go to {output}", err=True)
     summaries = measure_alone(
-        model, table=table, benchmarks=suite or [], output=out, overrides=overrides or []
+        model, table=table, benchmarks=suite or [], output=output, overrides=overrides or []
     )
     titles = {name: f"{model} on {name}" for name in summaries}
     _show(titles, summaries, as_json=as_json)
+
+
+def _default_output(model: str) -> Path:
+    """All of what the model was called, as one folder's name: others must not share it."""
+    return Path("runs") / "eval" / (re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model")
 
 
 def regrade(

@@ -1,8 +1,9 @@
 """Verbs that only look: list, show, doctor. Not here: anything that changes a file."""
 
 import inspect
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from megatron_reason.registry import Registry, suggest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from megatron_reason.pipeline.doctor import Finding
 
 
 def _methods() -> Registry[Any]:
@@ -140,27 +143,43 @@ def doctor(
             help="Score fixed texts with transformers, Megatron and vLLM instead.",
         ),
     ] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option("--self-test", help="Then train, answer and grade with a tiny random model."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show versions, devices, and what is missing; or who computes something else from a model.
 
-    Each thing that is missing comes with the command that fixes it. Ends with exit code 1 if
-    something that every run needs is missing, or if the programs disagree about the model.
+    Each thing that is missing or does not work comes with the command that fixes it. Ends with exit
+    code 1 if something that every run needs is missing, if the self-test fails (it takes a minute),
+    or if the programs disagree about the model.
 
-    Example: mreason doctor
+    Example: mreason doctor --self-test
     """
     from megatron_reason.pipeline.doctor import examine, examine_model
 
-    findings = examine() if model is None else examine_model(model)
-    if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        for finding in findings:
+    found = examine() if model is None else examine_model(model)
+    findings: list[Finding] = []
+    for finding in itertools.chain(found, _tried(found) if self_test else ()):
+        findings.append(finding)
+        if not as_json:
             typer.echo(f"{finding.verdict:<8} {finding.what:<24} {finding.found}")
             if finding.way_out:
                 typer.echo(f"{'':<33} {finding.way_out}")
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     if any(finding.verdict in ("missing", "wrong") for finding in findings):
         raise typer.Exit(1)
+
+
+def _tried(found: "Sequence[Finding]") -> "Iterator[Finding]":
+    """The self-test, where nothing is missing that it needs."""
+    if any(finding.verdict == "missing" for finding in found):
+        return
+    from megatron_reason.pipeline.self_test import installed_engines, self_test
+
+    yield from self_test(installed_engines())
 
 
 def _registry(kind: str) -> Registry[Any]:

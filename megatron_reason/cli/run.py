@@ -98,24 +98,26 @@ def run(  # noqa: PLR0913 - one per option
 
     Goes on where it stopped: a stage is done again only if its settings or its inputs changed.
     Stages are named as `mreason plan` shows them. With --on it is submitted to a cluster, as jobs
-    that wait for each other.
+    that wait for each other. In a job with a second component, that component answers.
 
     Example: mreason run examples/quickstart_cpu/oxa.yaml
     """
     from megatron_reason.files import read_json
     from megatron_reason.logs import setup_logging
+    from megatron_reason.pipeline.answering import with_servers
     from megatron_reason.pipeline.execute import choose, execute
     from megatron_reason.pipeline.plan import PLAN, REPORT_PAGE, check_layouts, make_plan
 
     setup_logging()
     settings = _load(config, overrides)
+    command = command_line(config, overrides or [])
     if on is not None:
         check_layouts(settings)
         chosen = choose(make_plan(settings), from_=from_, to=to, only=only)
-        command = command_line(config, overrides or [])
         submit_jobs(settings, chosen, command, on=on, as_json=as_json)
         return
-    folder = execute(settings, from_=from_, to=to, only=only)
+    with with_servers(settings, command) as answered:
+        folder = execute(answered, from_=from_, to=to, only=only)
     page = folder / REPORT_PAGE
     if as_json:
         stages = read_json(folder / PLAN)
@@ -230,13 +232,23 @@ def stage(
             "the folder's name without number unless given. May be repeated.",
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Only the I-th of N even shares of the rows, from 0; the stage `merge` puts them "
+            "together.",
+        ),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Run one curation stage, without a YAML file.
 
     The stage's own settings are --set stage.KEY=VALUE; a stage that reads one table takes it from
-    --in. Sections of a run's YAML that matter here: model, template, engine, launch, seed.
+    --in. Interrupted, the same command goes on where it was. Sections of a run's YAML that matter
+    here: model, template, engine, launch, seed.
 
     Example: mreason stage grade --in runs/oxa/10-teacher --out graded --set stage.keep=correct
     """
@@ -244,7 +256,8 @@ def stage(
     from megatron_reason.pipeline.alone import run_stage_alone
 
     setup_logging()
-    result = run_stage_alone(kind, inputs or [], out, overrides or [])
+    shares = [] if shard is None else [f"stage.shard={shard}"]
+    result = run_stage_alone(kind, inputs or [], out, [*(overrides or []), *shares])
     if as_json:
         typer.echo(json.dumps(asdict(result) | {"folder": str(out)}, indent=2))
     else:

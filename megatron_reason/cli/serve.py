@@ -13,7 +13,9 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen at. Whoever reaches it can change the weights.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, help="Port to listen at; 0 takes one that is free.")
+    ] = 8000,
     register: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder to register in, the run's engine.servers_folder."),
@@ -23,12 +25,15 @@ def serve(
     """Serve the model of a run with vLLM, for runs with engine.name: vllm-server.
 
     Lengths, memory and log-probs are those of the run's section `engine`. Ends with SIGTERM or
-    Ctrl-C; a server that dies is started again.
+    Ctrl-C, and with SIGUSR1 so that job scripts queue it again; a server that dies is started
+    again.
 
     Example: mreason serve examples/quickstart_cpu/rl.yaml --port 8000 --register runs/servers
     """
+    import socket
+
     from megatron_reason.config.load import load_config
-    from megatron_reason.generation.vllm_server import Serving
+    from megatron_reason.generation.vllm_server import Serving, free_port
     from megatron_reason.generation.vllm_server import serve as serve_model
     from megatron_reason.logs import setup_logging
     from megatron_reason.models.sources import resolve_model
@@ -41,5 +46,6 @@ def serve(
     folder = resolve_model(
         model.path, settings.run.model_cache, random_weights=model.random_weights
     )
-    log_path = settings.run.folder / "logs" / f"server-{port}.log"
+    port = port or free_port(host)
+    log_path = settings.run.folder / "logs" / f"server-{socket.gethostname()}-{port}.log"
     serve_model(Serving(folder, model.dtype, engine, host, port, log_path, register))

@@ -1,7 +1,7 @@
 """The verb `sweep`: a grid of runs through NeMo-Run, and one table of what came out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,9 @@ from megatron_reason.cli.options import Json
 
 if TYPE_CHECKING:
     from megatron_reason.config.sweep import SweepConfig
+
+
+_FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,17 @@ def sweep(
     """Run a recipe with every combination of some values, and compare.
 
     Through NeMo-Run: on this machine, or with --on as jobs of a cluster, one node each. Writes
-    DIR/NAME.json with the settings of each run and what was measured.
+    DIR/NAME.json with the settings of each run and what was measured, and a page with the reports
+    of all finished runs side by side: DIR/NAME/index.html.
 
     Example: mreason sweep examples/sweeps/oxa_table3.yaml --on h100
     """
-    from megatron_reason.cli.tables import show_table
     from megatron_reason.config.load import load_config
     from megatron_reason.config.sweep import SweepConfig
     from megatron_reason.files import write_json
     from megatron_reason.launch.clusters import load_cluster
     from megatron_reason.launch.nemo_run import launch_sweep
+    from megatron_reason.report.page import build_comparison
 
     settings = load_config(grid, [], SweepConfig)
     points = settings.points()
@@ -71,7 +75,18 @@ def sweep(
     write_json(settings.dir / f"{settings.name}.json", [asdict(row) for row in rows])
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
-        return
+    else:
+        _show(settings, rows)
+    finished = [settings.dir / row.run for row in rows if row.state == _FINISHED]
+    if finished:
+        # A grid may change what is measured, its seed for one: the page says what differs.
+        page = build_comparison(finished, settings.dir / settings.name, force=True)
+        typer.echo(f"Report: {page}", err=as_json)
+
+
+def _show(settings: "SweepConfig", rows: Sequence[Row]) -> None:
+    from megatron_reason.cli.tables import show_table
+
     measured = sorted({name for row in rows for name in row.measured})
     show_table(
         f"{settings.name}: {len(rows)} runs of {settings.recipe}",
@@ -85,7 +100,7 @@ def sweep(
 
 
 def _state(folder: Path) -> str:
-    return "finished" if (folder / "report" / "index.html").is_file() else "not finished"
+    return _FINISHED if (folder / "report" / "index.html").is_file() else "not finished"
 
 
 def _measured(settings: "SweepConfig", index: int) -> dict[str, float]:

@@ -24,13 +24,15 @@ _WIDTH = 24
 _REFRESH_S = 1.0
 _QUIET_S, _ONCE_QUIET_S = 0.05, 2.0
 _MOST_ALARMS = 6
+_STILL_S, _STILL_UPDATES = 60.0, 3
+"""A training that wrote nothing for so many seconds and updates gives way to a newer one."""
 _GROUPS = {
+    "speed": ("perf/", "time/"),
     "loss": ("train/",),
     "policy": ("policy/", "mismatch/"),
-    "reward": ("reward/", "groups/", "lese/", "pool/"),
+    "reward": ("reward/", "groups/", "lese/", "srft/", "pool/"),
     "length": ("response_length/", "prompt_length/"),
     "held out": ("eval/",),
-    "speed": ("perf/", "time/"),
 }
 _HIDDEN = ("reward/status_", "train/nonfinite_skipped", "groups/refills")
 _STDIN = "-"
@@ -38,6 +40,11 @@ _STDIN = "-"
 
 class Source(Protocol):
     """Where lines of metrics come from."""
+
+    @property
+    def name(self) -> str:
+        """The training they are of; empty if unknown."""
+        ...
 
     def read(self) -> list[dict[str, float]]:
         """All rows so far."""
@@ -54,13 +61,16 @@ def watch(
     ],
     updates: Annotated[
         int | None,
-        typer.Option("--updates", help="Updates in all, for the time left.", min=1),
+        typer.Option(
+            "--updates", help="Updates in all, for the time left, where not as planned.", min=1
+        ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show the state and leave.")] = False,
 ) -> None:
     """Watch a training: losses, entropy, reward, lengths, speed, time left, warnings.
 
-    Of a run's folder the training that wrote last is shown. A remote run: ssh HOST tail -n +1 -F
+    Of a run's folder the training that wrote last is shown, until it is finished or writes nothing
+    more while another one does. A remote run: ssh HOST tail -n +1 -F
     RUN/70-train-grpo/metrics.jsonl | mreason watch -
 
     Example: mreason watch runs/oxa-quickstart
@@ -72,23 +82,31 @@ def watch(
     quiet_s = _ONCE_QUIET_S if once else _QUIET_S
     source: Source = _Stream(quiet_s) if run == _STDIN else _File(Path(run))
     if once:
-        console.print(view(source.read(), updates))
+        console.print(_shown(source, updates))
         return
     try:
         with Live(console=console, refresh_per_second=4) as live:
             while True:
-                live.update(view(source.read(), updates))
+                live.update(_shown(source, updates))
                 time.sleep(_REFRESH_S)
     except KeyboardInterrupt:
         return
 
 
-def view(rows: Sequence[Mapping[str, float]], updates: int | None) -> "RenderableType":
-    """What is shown of the metrics.
+def _shown(source: Source, updates: int | None) -> "RenderableType":
+    rows = source.read()
+    return view(rows, updates, source.name)
+
+
+def view(
+    rows: Sequence[Mapping[str, float]], updates: int | None, name: str = ""
+) -> "RenderableType":
+    """What is shown of the metrics: what must be seen stands above, as a low terminal cuts below.
 
     Args:
         rows: lines of `metrics.jsonl` so far.
-        updates: updates in all, if known.
+        updates: updates in all; None takes what the training says of itself.
+        name: the training; empty if unknown.
     """
     from rich import box
     from rich.console import Group
@@ -100,16 +118,16 @@ def view(rows: Sequence[Mapping[str, float]], updates: int | None) -> "Renderabl
     if not rows:
         return Text("no update yet")
     curves = curves_of(rows)
-    table = Table(box=box.SIMPLE_HEAD, title=headline(rows, updates), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for column in ("", "metric", "now", "of 10", "course"):
         table.add_column(column, no_wrap=True, overflow="fold" if column == "metric" else "crop")
     for group, names in _grouped(curves):
-        for place, name in enumerate(names):
-            _, values = curves[name]
+        for place, metric in enumerate(names):
+            _, values = curves[metric]
             recent = [value for value in values[-10:] if math.isfinite(value)]
             mean = f"{sum(recent) / len(recent):.3g}" if recent else "-"
             table.add_row(
-                group if place == 0 else "", name, f"{values[-1]:.3g}", mean, sparkline(values)
+                group if place == 0 else "", metric, f"{values[-1]:.3g}", mean, sparkline(values)
             )
     found = alarms(rows)[-_MOST_ALARMS:]
     lines = [
@@ -119,13 +137,15 @@ def view(rows: Sequence[Mapping[str, float]], updates: int | None) -> "Renderabl
         )
         for alarm in found
     ]
-    return Group(table, *(lines or [Text("no warnings", style="dim")]))
+    title = Text(": ".join(filter(None, [name, headline(rows, updates)])), style="bold")
+    return Group(title, *(lines or [Text("no warnings", style="dim")]), table)
 
 
 def headline(rows: Sequence[Mapping[str, float]], updates: int | None) -> str:
     """One line: update, speed, time left, how long ago the newest line was written."""
     last = rows[-1]
     step = int(last["step"])
+    updates = updates or _planned(rows)
     seconds = _seconds_per_update(rows)
     parts = [f"update {step}" + (f" of {updates}" if updates else "")]
     if seconds is not None:
@@ -159,20 +179,37 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = (Path(), -1)
+        self._file = self._newest()
+        self._size, self._grown_s = -1, time.monotonic()
         self._rows: list[dict[str, float]] = []
-        self._find()
+
+    @property
+    def name(self) -> str:
+        return self._file.resolve().parent.name
 
     def read(self) -> list[dict[str, float]]:
         from megatron_reason.tracking.jsonl import read_metrics
 
-        path = self._find()
-        state = (path, path.stat().st_size)
-        if state != self._seen:
-            self._rows, self._seen = read_metrics(path), state
+        if self._is_over() and (newest := self._newest()) != self._file:
+            self._file, self._size = newest, -1
+        size = self._file.stat().st_size
+        if size != self._size:
+            self._rows = read_metrics(self._file)
+            self._size, self._grown_s = size, time.monotonic()
         return self._rows
 
-    def _find(self) -> Path:
+    def _is_over(self) -> bool:
+        """Whether the training watched is finished, gone, or has been still for long."""
+        from megatron_reason.files import STAGE_MANIFEST
+
+        patience_s = max(_STILL_S, _STILL_UPDATES * (_seconds_per_update(self._rows) or 0.0))
+        return (
+            time.monotonic() - self._grown_s > patience_s
+            or (self._file.parent / STAGE_MANIFEST).is_file()
+            or not self._file.is_file()
+        )
+
+    def _newest(self) -> Path:
         """The file that was written last.
 
         Raises:
@@ -206,6 +243,10 @@ class _Stream:
         self._rest = b""
         self._rows: list[dict[str, float]] = []
 
+    @property
+    def name(self) -> str:
+        return ""
+
     def read(self) -> list[dict[str, float]]:
         stream = sys.stdin.fileno()
         while select.select([stream], [], [], self._quiet_s)[0]:
@@ -232,6 +273,13 @@ def _grouped(curves: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
     for group, prefixes in _GROUPS.items():
         if names := [name for name in shown if name.startswith(prefixes)]:
             yield group, names
+
+
+def _planned(rows: Sequence[Mapping[str, float]]) -> int | None:
+    """Updates in all, as the newest line says that knows it."""
+    from megatron_reason.tracking.jsonl import PLANNED
+
+    return next((int(row[PLANNED]) for row in reversed(rows) if PLANNED in row), None)
 
 
 def _seconds_per_update(rows: Sequence[Mapping[str, float]]) -> float | None:

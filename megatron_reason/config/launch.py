@@ -17,6 +17,9 @@ class LaunchConfig(Strict):
     """Worker processes on each of them: one per GPU, or per group of cores."""
     threads_per_process: int = Field(default=1, ge=1)
     """CPU threads of each worker (OMP_NUM_THREADS)."""
+    stages_at_once: int = Field(default=1, ge=1)
+    """Stages that this machine works on side by side where none waits for another's output; for
+    machines without GPUs, whose cores one small model does not fill."""
 
     @property
     def world_size(self) -> int:

@@ -16,6 +16,8 @@ class ParallelConfig(Strict):
     """Ranks that share each matrix and the vocabulary (TP)."""
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
     """Ranks that share the layers (PP)."""
+    context_parallel_size: int = Field(default=1, ge=1)
+    """Ranks that share the tokens of each sequence, for sequences too long for one (CP)."""
     expert_model_parallel_size: int = Field(default=1, ge=1)
     """Ranks that share the experts of each layer among them (EP); 1 for a model without."""
     expert_tensor_parallel_size: int | None = Field(default=None, ge=1)
@@ -28,13 +30,19 @@ class ParallelConfig(Strict):
 
     @property
     def model_size(self) -> int:
-        """Ranks that hold every weight: PP times the least that TP and all experts' ranks fit."""
+        """Ranks of a unit: PP times the least that TP x CP and all experts' ranks fit."""
         tensor = self.tensor_model_parallel_size
         experts = self.expert_model_parallel_size * (self.expert_tensor_parallel_size or tensor)
-        return lcm(tensor, experts) * self.pipeline_model_parallel_size
+        return lcm(tensor * self.context_parallel_size, experts) * self.pipeline_model_parallel_size
+
+    @property
+    def sample_size(self) -> int:
+        """Ranks that work on the same samples: TP x PP x CP."""
+        layers = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+        return layers * self.context_parallel_size
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Groups of TP x PP ranks in `world_size`, each with samples of its own.
+        """Groups of TP x PP x CP ranks in `world_size`, each with samples of its own.
 
         Raises:
             TopologyError: `world_size` is not a multiple of `model_size`.
@@ -44,10 +52,15 @@ class ParallelConfig(Strict):
                 "parallel",
                 f"{world_size} processes cannot hold whole copies of a model split over "
                 f"TP {self.tensor_model_parallel_size} x PP {self.pipeline_model_parallel_size}"
-                f"{self._experts()}.",
+                f"{self._context()}{self._experts()}.",
                 f"Use a multiple of {self.model_size} processes, or a smaller layout.",
             )
-        return world_size // (self.tensor_model_parallel_size * self.pipeline_model_parallel_size)
+        return world_size // self.sample_size
+
+    def _context(self) -> str:
+        if self.context_parallel_size == 1:
+            return ""
+        return f" x CP {self.context_parallel_size}"
 
     def _experts(self) -> str:
         if self.expert_model_parallel_size == 1:

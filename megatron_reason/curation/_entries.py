@@ -1,8 +1,10 @@
 """What every source of `ingest` yields: a problem and the responses that came with it.
 
-Not here: where entries come from (`_readers.py`, `_reasoning_gym.py`).
+Also how repeated texts and contradictory answers are known again in little memory. Not here: where
+entries come from (`_readers.py`, `_reasoning_gym.py`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -53,3 +55,15 @@ def hash64(*texts: str) -> int:
     except UnicodeEncodeError as error:
         raise RowError("text is not Unicode", str(error)) from error
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+
+
+class FirstAnswers:
+    """Knows questions again that come with another answer than they came with first."""
+
+    def __init__(self) -> None:
+        self._answers: dict[int, int] = {}
+
+    def contradict(self, question: Iterable[str], answer: str) -> bool:
+        """Whether `answer` is not the first one to `question`, the texts of its messages."""
+        key = hash64(" ".join(answer.split()))
+        return self._answers.setdefault(hash64(*question), key) != key

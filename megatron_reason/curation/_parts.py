@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from megatron_reason.curation.base import StageConfig
+from megatron_reason.curation.base import RowwiseConfig, StageContext
 from megatron_reason.errors import ConfigError
 from megatron_reason.files import (
     atomic_folder,
@@ -52,7 +52,7 @@ class Shard:
     source: str
     """Fingerprint of the table they come from."""
     settings: str
-    """Hash of the stage's configuration, shard and name aside."""
+    """Hash of the stage's configuration, shard and name aside, and of model, template and seed."""
     start: int
     stop: int
     """Rows `start` to `stop` of the source."""
@@ -91,8 +91,7 @@ class PartedOutput:
     Args:
         config: the stage's configuration; parts made with another one are thrown away.
         source: the table it reads.
-        output: the stage's folder.
-        shard: `i/n` for the i-th of n even shares of the rows, from 0; None for all.
+        context: the stage's folder, and what else the rows may depend on.
         rows_per_part: rows of a part; None takes as many as make a batch.
 
     Raises:
@@ -101,17 +100,16 @@ class PartedOutput:
 
     def __init__(
         self,
-        config: StageConfig,
+        config: RowwiseConfig,
         source: TableReader,
-        output: Path,
+        context: StageContext,
         *,
-        shard: str | None = None,
         rows_per_part: int | None = None,
     ) -> None:
         self._source = source
-        self._output = output
-        self._is_shard = shard is not None
-        self.shard = shard_of(config, source, shard)
+        self._output = context.output
+        self._is_shard = config.shard is not None
+        self.shard = shard_of(config, source, context)
         self._rows_per_part = rows_per_part or rows_per_batch(source.num_rows, source.num_bytes)
         self.missing = self._resume()
 
@@ -178,21 +176,26 @@ def rows_of(part: Part, source: TableReader) -> pl.DataFrame:
     return pl.concat(batches) if batches else source.empty()
 
 
-def shard_of(config: StageConfig, source: TableReader, shard: str | None) -> Shard:
-    """Rows that a stage treats: all of them, or those of the shard `i/n`.
+def shard_of(config: RowwiseConfig, source: TableReader, context: StageContext) -> Shard:
+    """Rows that a stage treats: all of them, or those of its shard.
 
     Raises:
         ConfigError: a shard that does not exist.
     """
-    index, count = (int(number) for number in (shard or "0/1").split("/"))
+    index, count = (int(number) for number in (config.shard or "0/1").split("/"))
     if not 0 <= index < count:
         raise ConfigError(
             f"stage '{config.name}' shard",
-            f"'{shard}' is no shard: of {count} the first is 0/{count}, the last "
+            f"'{config.shard}' is no shard: of {count} the first is 0/{count}, the last "
             f"{count - 1}/{count}.",
             "Count shards from 0.",
         )
-    settings = hash_text(config.model_dump_json(exclude={"name", "shard"}))
+    settings = hash_text(
+        config.model_dump_json(exclude={"name", "shard"})
+        + context.model.model_dump_json(exclude_defaults=True)
+        + context.template.model_dump_json()
+        + str(context.seed)
+    )
     bounds = [source.num_rows * i // count for i in (index, index + 1)]
     return Shard(index, count, source.fingerprint(), settings, *bounds)
 

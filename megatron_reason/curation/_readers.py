@@ -128,7 +128,7 @@ def _read_parquet(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
                 chunk = parquet.metadata.row_group(group)
                 size = rows_per_batch(chunk.num_rows, chunk.total_byte_size)
                 for batch in parquet.iter_batches(size, [group]):
-                    for row in batch.to_pylist():
+                    for row in _rows_of(batch):
                         yield f"{name} row {number}", row
                         number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -137,6 +137,27 @@ def _read_parquet(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
             f"cannot be read as parquet beyond row {number}: {error}.",
             "The file is cut short or damaged: get it again.",
         ) from error
+
+
+def _rows_of(batch: pa.RecordBatch) -> Iterator[Row | RowError]:
+    """Rows of `batch`; one with a text that is not UTF-8 costs no other."""
+    try:
+        rows: list[Row] = batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            yield _decoded(batch.slice(number, 1))
+    else:
+        yield from rows
+
+
+def _decoded(one: pa.RecordBatch) -> Row | RowError:
+    row: dict[str, Any] = {}
+    for name, column in zip(one.schema.names, one.columns, strict=True):
+        try:
+            row[name] = column[0].as_py()
+        except UnicodeDecodeError as error:
+            return RowError("not UTF-8", f"column '{name}': {error}: {error.object[:200]!r}")
+    return row
 
 
 def _read_json_lines(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
@@ -189,11 +210,11 @@ def entry(
         messages=messages,
         answer=answer.strip(),
         source=origin,
-        family=str(row.get("family") or ""),
+        family=text(row, "family"),
         split="heldout" if row.get("split") in _HELD_OUT_SPLITS else "train",
     )
     responses = () if response is None else (GivenResponse(response, origin),)
-    return Entry(problem, responses, str(row.get("id") or ""))
+    return Entry(problem, responses, text(row, "id"))
 
 
 def read_verl(row: Row, source: str) -> Entry:
@@ -206,7 +227,7 @@ def read_verl(row: Row, source: str) -> Entry:
         row,
         source,
         messages=messages_of(row["prompt"]),
-        answer=str(reward["ground_truth"]),
+        answer=not_empty(str(reward["ground_truth"])),
         response=messages_of(target)[-1].content if target else None,
     )
 
@@ -243,13 +264,11 @@ def _read_alpaca(row: Row, source: str) -> Entry:
 
 
 def _read_problem(row: Row, source: str) -> Entry:
-    if not text(row, "answer").strip():
-        raise RowError("empty answer")
     return entry(
         row,
         source,
         messages=(Message("user", text(row, "problem")),),
-        answer=text(row, "answer"),
+        answer=not_empty(text(row, "answer")),
         response=text(row, "solution") if row.get("solution") is not None else None,
     )
 
@@ -264,7 +283,7 @@ def read_gsm8k(row: Row, source: str) -> Entry:
         row,
         source,
         messages=(Message("user", text(row, "question")),),
-        answer=answer.replace(",", ""),
+        answer=not_empty(answer.replace(",", "")),
         response=solution,
     )
 
@@ -273,6 +292,17 @@ def text(row: Row, column: str) -> str:
     """Column as text; empty where it is missing."""
     value = row.get(column)
     return "" if value is None else str(value)
+
+
+def not_empty(answer: str) -> str:
+    """`answer`, where one must be known.
+
+    Raises:
+        RowError: it is empty.
+    """
+    if not answer.strip():
+        raise RowError("empty answer")
+    return answer
 
 
 def messages_of(value: object) -> tuple[Message, ...]:

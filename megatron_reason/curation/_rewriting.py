@@ -40,7 +40,7 @@ class Rewritten:
     num_leaks: int = 0
     """Correct retellings that spoke of their prompt."""
     was_too_long: bool = False
-    """The guided prompt would not have fitted into the engine's context."""
+    """The guided prompt, or the plain one, would not have fitted into the engine's context."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,18 @@ class Rewriter:
             references: the expert's solution of each.
 
         Raises:
-            GenerationError: the engine died, or a plain prompt does not fit.
+            GenerationError: the engine died.
             RewardError: grading fails as a whole.
         """
-        prompts = [self.template.prompt_ids(problem.messages) for problem in problems]
-        alone = self._correct(problems, prompts)
+        room = int(self.engine.description["max_model_len"])
+        plain = {
+            index: prompt
+            for index, problem in enumerate(problems)
+            if len(prompt := self.template.prompt_ids(problem.messages)) < room
+        }
+        alone = self._correct([problems[index] for index in plain], [*plain.values()])
         results: dict[int, Rewritten] = {}
-        for index, candidates in enumerate(alone):
+        for index, candidates in zip(plain, alone, strict=True):
             if candidates:
                 chosen = self._choice(problems[index], candidates)
                 results[index] = Rewritten(Origin.POLICY, chosen.text, chosen.verdict, None)
@@ -82,7 +87,7 @@ class Rewriter:
         guided: dict[int, list[int]] = {}
         for index in unsolved:
             prompt = self._guided_prompt(problems[index], references[index])
-            if len(prompt) < int(self.engine.description["max_model_len"]):
+            if len(prompt) < room:
                 guided[index] = prompt
             else:
                 results[index] = _kept(references[index], was_too_long=True)
@@ -106,7 +111,7 @@ class Rewriter:
             prompts, self.settings.sampling, stop_token_ids=self.template.stop_token_ids
         )
         texts = [
-            [self.template.decode(c.token_ids).strip() for c in some if c.finish is Finish.STOP]
+            [self.template.answer(c.token_ids).strip() for c in some if c.finish is Finish.STOP]
             for some in drawn
         ]
         pairs = [(p.answer, text) for p, some in zip(problems, texts, strict=True) for text in some]

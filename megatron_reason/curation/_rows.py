@@ -30,8 +30,6 @@ def rows_at(
         positions: indices of rows.
         folder: where the files may lie for a while.
     """
-    order = np.argsort(positions, kind="stable")
-    ascending = positions[order]
     num_bytes = source.num_bytes * len(positions) // max(source.num_rows, 1)
     # Chosen rows are often longer than the mean; more sheets than needed cost little.
     per_sheet = max(rows_per_batch(len(positions), 4 * num_bytes), len(positions) // _MOST_SHEETS)
@@ -41,15 +39,37 @@ def rows_at(
         places: list[list[NDArray[np.integer]]] = [[] for _ in sheets]
         with ExitStack() as stack:
             writers = [stack.enter_context(TableWriter(s, Kind.SAMPLES)) for s in sheets]
-            first = 0
-            for batch in source.batches():
-                low, high = np.searchsorted(ascending, (first, first + len(batch)))
-                here, where = ascending[low:high] - first, order[low:high]
-                first += len(batch)
+            for rows, where in _chosen(source, positions):
                 for sheet in np.unique(where // per_sheet):
                     mine = where // per_sheet == sheet
-                    writers[sheet].append(batch[here[mine]])
+                    writers[sheet].append(rows.filter(mine))
                     places[sheet].append(where[mine])
         for sheet, where in zip(sheets, places, strict=True):
             rows = pl.concat(list(TableReader(sheet, Kind.SAMPLES).batches()))
             yield rows[np.argsort(np.concatenate(where))]
+
+
+def _chosen(
+    source: TableReader, positions: NDArray[np.integer]
+) -> Iterator[tuple[pl.DataFrame, NDArray[np.integer]]]:
+    """Rows at `positions` in the order of the table, with their places in the result.
+
+    They come in batches, however few of them a batch of the table holds: every append to a file is
+    a row group, and an open file keeps some 20 kB of memory for each.
+    """
+    order = np.argsort(positions, kind="stable")
+    ascending = positions[order]
+    waiting: list[pl.DataFrame] = []
+    first = begin = num_bytes = 0
+    for batch in source.batches():
+        low, high = np.searchsorted(ascending, (first, first + len(batch)))
+        if low < high:
+            # By way of Arrow, because rows of polars would keep all texts of the batch in memory.
+            waiting.append(pl.DataFrame(batch[ascending[low:high] - first].to_arrow()))
+            num_bytes += waiting[-1].estimated_size()
+            if rows_per_batch(high - begin, int(num_bytes)) < high - begin:
+                yield pl.concat(waiting), order[begin:high]
+                waiting, begin, num_bytes = [], high, 0
+        first += len(batch)
+    if waiting:
+        yield pl.concat(waiting), order[begin:]

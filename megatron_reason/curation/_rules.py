@@ -40,6 +40,10 @@ class Choice:
     available: list[int]
     """Rows there were, per bin."""
 
+    def aim(self, total: int) -> int:
+        """Rows aimed at where `total` are wanted: fewer where the bins' targets are floored."""
+        return sum(self.targets) if self.targets else total
+
 
 class GaussianRule(PluginConfig):
     """Perplexities follow a truncated normal distribution (OXA, promotion data)."""

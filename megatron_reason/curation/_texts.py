@@ -2,7 +2,7 @@
 
 LESE's filters are "no hyperlinks" and "no mixed Chinese-English"; it gives no definitions. Ours: an
 address with a scheme, a `www.` or a Markdown link; and Han characters beside words of two and more
-Latin letters, LaTeX commands aside.
+Latin letters, LaTeX commands and tags such as `<think>` aside.
 """
 
 import re
@@ -12,6 +12,7 @@ TextFlaw = Literal["hyperlink", "mixed_languages"]
 
 _HYPERLINK = re.compile(r"https?://|\bwww\.\w|\]\([a-z]+:|<a\s+href", re.IGNORECASE)
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_TAG = re.compile(r"</?[A-Za-z]\w*>")
 _LATIN_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
@@ -21,8 +22,8 @@ def has_hyperlink(text: str) -> bool:
 
 
 def mixes_languages(text: str) -> bool:
-    r"""Whether `text` holds Han characters and English words; `\frac` and `x` are no words."""
-    return _HAN.search(text) is not None and _LATIN_WORD.search(text) is not None
+    r"""Whether `text` holds Han characters and English words; `\frac`, `<p>` and `x` are none."""
+    return _HAN.search(text) is not None and _LATIN_WORD.search(_TAG.sub("", text)) is not None
 
 
 def text_objection(text: str, refused: tuple[TextFlaw, ...]) -> str | None:

@@ -31,6 +31,9 @@ class StageConfig(Strict):
     """Kind of stage, as `mreason list stages` prints it."""
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     """Name of this stage's output, by which later stages refer to it."""
+    weights: str | None = None
+    """Variant, trained before, whose weights answer or score in this stage; None takes those of the
+    base model. Only for stages that do either."""
 
     def inputs(self) -> tuple[str, ...]:
         """Names of the stages whose output this one reads."""
@@ -62,9 +65,9 @@ class StageContext:
     inputs: Mapping[str, Path]
     """Output folders of the stages named by `StageConfig.inputs`."""
     model: ModelConfig
-    """The run's base model."""
+    """The run's base model, or the variant that the stage's `weights` name."""
     model_folder: Path
-    """Hugging Face folder of the base model."""
+    """Hugging Face folder of its weights."""
     template: TemplateConfig
     """How messages become tokens."""
     seed: int

@@ -1,14 +1,15 @@
 r"""Stage `chains`: made-up chains of sums with their worked steps, for experiments without data.
 
 A problem is "7+5-3+8=", its solution "<think>7+5=12\n12-3=9\n9+8=17\n</think>" and the answer in a
-box, inside answer tags. Every intermediate result is 0 or more. How long a chain is, is its
-`family`. Not here: data worth publishing on.
+box, inside answer tags. A solution may be written in other ways, each with a share of the problems,
+so that a model finds some likelier than others. No intermediate result is negative. How long a
+chain is, is its `family`; the way is in the column `generator`. Not here: data worth publishing on.
 """
 
 import random
 from collections.abc import Iterator
 from itertools import islice
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,6 +19,10 @@ from megatron_reason.schema.records import Finish, Message, Origin, Problem, Sam
 from megatron_reason.schema.tables import Kind, read_table, write_table
 
 _MOST_TRIES = 100
+
+Style = Literal["steps", "totals", "gathered", "answer"]
+"""`steps`: every sum in full; `totals`: its result alone; `gathered`: every sum in full, what is
+added before what is taken away; `answer`: no sums at all."""
 
 
 class ChainsConfig(StageConfig):
@@ -35,6 +40,10 @@ class ChainsConfig(StageConfig):
     """Sums of the longest chain."""
     largest: int = Field(default=9, ge=1)
     """Largest number added or taken away."""
+    styles: dict[Style, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: {"steps": 1.0}, min_length=1
+    )
+    """Ways in which solutions are written, and the weight of each in the draw; one a problem."""
     unlike: str | None = None
     """Earlier stage whose problems do not occur here; None excludes none."""
     seed: int | None = None
@@ -75,12 +84,15 @@ class Chains(Stage[ChainsConfig]):
             _problem(terms, split="heldout" if index < config.heldout else "train")
             for index, terms in enumerate(chains)
         ]
-        samples = [
-            Sample.of(problem, solution(terms), finish=Finish.GIVEN, origin=Origin.EXPERT,
-                      generator="chains")
-            for problem, terms in zip(problems, chains, strict=True)
-            if problem.split == "train"
-        ]  # fmt: skip
+        samples: list[Sample] = []
+        draw, styles = random.Random(f"{seed} styles"), list[Style](config.styles)
+        for problem, terms in zip(problems, chains, strict=True):
+            if problem.split == "train":
+                (style,) = draw.choices(styles, [*config.styles.values()])
+                samples.append(
+                    Sample.of(problem, solution(terms, style), finish=Finish.GIVEN,
+                              origin=Origin.EXPERT, generator=f"chains {style}")
+                )  # fmt: skip
         write_table(context.output, Kind.PROBLEMS, problems)
         write_table(context.output, Kind.SAMPLES, samples)
         return StageResult(
@@ -109,12 +121,16 @@ def question(terms: list[int] | tuple[int, ...]) -> str:
     return f"{terms[0]}{''.join(f'{term:+d}' for term in terms[1:])}="
 
 
-def solution(terms: tuple[int, ...]) -> str:
-    """The chain worked out, one sum a line."""
+def solution(terms: tuple[int, ...], style: Style = "steps") -> str:
+    """The chain worked out in the given style, one sum a line."""
     lines: list[str] = []
-    value = terms[0]
-    for term in terms[1:]:
-        lines.append(f"{value}{term:+d}={value + term}\n")
+    value, rest = terms[0], terms[1:]
+    if style == "gathered":
+        rest = tuple(sorted(rest, key=lambda term: term < 0))
+    for term in rest:
+        sum_of = "" if style == "totals" else f"{value}{term:+d}="
+        if style != "answer":
+            lines.append(f"{sum_of}{value + term}\n")
         value += term
     return f"<think>{''.join(lines)}</think><answer>\\boxed{{{value}}}</answer>"
 

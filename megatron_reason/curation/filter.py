@@ -57,7 +57,8 @@ class FilterConfig(StageConfig):
     min_responses: int = Field(default=1, ge=1)
     """Fewest responses a pass rate is taken from; problems with fewer are outside any band."""
     refuse: tuple[TextFlaw, ...] = ()
-    """Flaws of a response's text that are not wanted: `hyperlink`, `mixed_languages` (LESE)."""
+    """Flaws of a row's text, problem and response together, that are not wanted: `hyperlink`,
+    `mixed_languages` (LESE). A Chinese response to an English problem is mixed, too."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -150,7 +151,8 @@ class _Objections:
             return "benchmark problem"
         if row["problem_id"] in self._outside:
             return "outside pass_rate"
-        if (flaw := text_objection(response, config.refuse)) is not None:
+        text = f"{_text_of(row['messages'])}\n{response}" if config.refuse else ""
+        if (flaw := text_objection(text, config.refuse)) is not None:
             return flaw
         too_long = (
             config.max_tokens is not None and self._count_tokens(response) > config.max_tokens
@@ -184,7 +186,7 @@ def _contaminated(config: FilterConfig, source: TableReader) -> set[str]:
         for problem_id, messages in batch.unique("problem_id").iter_rows():
             if problem_id not in seen:
                 seen.add(problem_id)
-                if index.overlap(_user_text(messages)) >= config.max_overlap:
+                if index.overlap(_text_of(messages)) >= config.max_overlap:
                     found.add(problem_id)
     return found
 
@@ -237,5 +239,5 @@ def _problem_texts(source: str) -> list[str]:
     return texts
 
 
-def _user_text(messages: Sequence[dict[str, str]]) -> str:
+def _text_of(messages: Sequence[dict[str, str]]) -> str:
     return "\n".join(turn["content"] for turn in messages)

@@ -60,7 +60,7 @@ class Grade(Stage[GradeConfig]):
         """
         config = self.config
         source = TableReader(context.inputs[config.table], Kind.SAMPLES)
-        parts = PartedOutput(config, source, context.output, shard=config.shard)
+        parts = PartedOutput(config, source, context)
         limits = Limits(failed=config.max_failed, unread=config.max_unread)
         if parts.missing:
             with (

@@ -19,7 +19,13 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from megatron_reason.curation._entries import Entry, GivenResponse, RowError, hash64
+from megatron_reason.curation._entries import (
+    Entry,
+    FirstAnswers,
+    GivenResponse,
+    RowError,
+    hash64,
+)
 from megatron_reason.curation._reasoning_gym import read_reasoning_gym
 from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
 from megatron_reason.curation.datasets.base import open_source
@@ -170,7 +176,7 @@ class _Admission:
         self._max_responses = config.solutions_per_problem
         self._quarantine = quarantine
         self._num_responses: dict[int, int] = {}
-        self._answers: dict[int, int] = {}
+        self._answers = FirstAnswers()
         self._responses: set[int] = set()
         self._row_ids: set[int] = set()
 
@@ -183,9 +189,8 @@ class _Admission:
                 return False, []
             self._row_ids.add(row_id)
         problem = entry.problem
-        answer = " ".join(problem.answer.split())
-        question = hash64(*(turn.content for turn in problem.messages))
-        if self._answers.setdefault(question, hash64(answer)) != hash64(answer):
+        question = (turn.content for turn in problem.messages)
+        if self._answers.contradict(question, problem.answer):
             refuse("contradictory answer", detail=f"answer {problem.answer!r} is not the first")
             return False, []
         key = hash64(problem.problem_id)
@@ -260,10 +265,10 @@ class _Tables:
 
 def _check_texts(entry: Entry, max_characters: int) -> None:
     texts = [turn.content for turn in entry.problem.messages]
-    texts += [response.text for response in entry.responses]
+    texts += [entry.problem.answer, *(response.text for response in entry.responses)]
     if (longest := max(map(len, texts))) > max_characters:
         raise RowError("longer than max_characters", f"{longest} characters")
-    hash64(entry.problem.answer, *texts)
+    hash64(*texts)  # refuses what is not Unicode
 
 
 def _sample(

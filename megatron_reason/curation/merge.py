@@ -1,11 +1,13 @@
 """Stage `merge`: puts tables together that were made apart: the shards of one, or several sources.
 
 Shards must be all those of one table, made with the same settings, each once. Tables of any kind
-must not share a sample. Not here: roles and token ids (`mix.py`).
+must not share a sample; rows with another answer to a question than it came with first are set
+aside. Not here: roles and token ids (`mix.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ import polars as pl
 from pydantic import Field
 
 from megatron_reason.config.base import Strict
+from megatron_reason.curation._entries import FirstAnswers
 from megatron_reason.curation._parts import SHARD, Shard
 from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
 from megatron_reason.errors import DataError
@@ -20,6 +23,7 @@ from megatron_reason.files import read_json
 from megatron_reason.logs import get_logger
 from megatron_reason.schema.tables import (
     Kind,
+    Quarantine,
     TableReader,
     TableWriter,
     join_quarantines,
@@ -66,16 +70,20 @@ class Merge(Stage[MergeConfig]):
         names = self._in_order(folders)
         sources = [TableReader(folders[name], Kind.SAMPLES) for name in names]
         self._refuse_repeats(names, sources)
-        with TableWriter(context.output, Kind.SAMPLES) as writer:
-            for source in sources:
-                for batch in source.batches():
-                    writer.append(batch)
-        if all(table_path(folder, Kind.PROBLEMS).is_file() for folder in folders.values()):
-            _merge_problems([folders[name] for name in names], context.output)
-        join_quarantines([folders[name] for name in names], context.output)
+        context.output.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=context.output, prefix=".aside.", suffix=".tmp") as scratch:
+            with Quarantine(Path(scratch)) as quarantine:
+                check = _Contradictions(quarantine)
+                if all(table_path(folder, Kind.PROBLEMS).is_file() for folder in folders.values()):
+                    _merge_problems({name: folders[name] for name in names}, context.output, check)
+                with TableWriter(context.output, Kind.SAMPLES) as writer:
+                    for name, source in zip(names, sources, strict=True):
+                        for batch in source.batches():
+                            writer.append(check.without(batch, name))
+            join_quarantines([*(folders[name] for name in names), Path(scratch)], context.output)
         counts = {
             f"from_{name}": source.num_rows for name, source in zip(names, sources, strict=True)
-        }
+        } | quarantine.counts()
         _LOGGER.info("merged %d rows: %s", writer.num_rows, counts)
         return StageResult(writer.num_rows, counts)
 
@@ -148,13 +156,46 @@ class Merge(Stage[MergeConfig]):
         return DataError(f"stage '{self.config.name}'", f"{what}.", way_out)
 
 
-def _merge_problems(folders: Sequence[Path], output: Path) -> None:
+class _Contradictions:
+    """Sets rows aside whose question came with another answer before."""
+
+    def __init__(self, quarantine: Quarantine) -> None:
+        self._answers = FirstAnswers()
+        self._quarantine = quarantine
+
+    def without(self, rows: pl.DataFrame, table: str) -> pl.DataFrame:
+        """The rows that contradict none before them.
+
+        Args:
+            rows: problems or samples.
+            table: name of the stage that wrote them.
+        """
+        problems = rows.select("problem_id", "messages", "answer").unique(
+            "problem_id", keep="first", maintain_order=True
+        )
+        wrong = [
+            problem_id
+            for problem_id, messages, answer in problems.iter_rows()
+            if self._answers.contradict([turn["content"] for turn in messages], answer)
+        ]
+        is_wrong = pl.col("problem_id").is_in(wrong)
+        identifier = rows.columns[0]
+        for row in rows.filter(is_wrong).iter_rows(named=True):
+            self._quarantine.add(
+                "contradictory answer", row, f"answer {row['answer']!r} is not the first",
+                place=f"{table} {identifier.removesuffix('_id')} {row[identifier]}",
+            )  # fmt: skip
+        return rows.filter(~is_wrong)
+
+
+def _merge_problems(folders: Mapping[str, Path], output: Path, check: _Contradictions) -> None:
     """Write every problem once, the first time it comes."""
     seen: set[str] = set()
     with TableWriter(output, Kind.PROBLEMS) as writer:
-        for folder in folders:
+        for name, folder in folders.items():
             for batch in TableReader(folder, Kind.PROBLEMS).batches():
-                once = batch.unique("problem_id", keep="first", maintain_order=True)
+                agreed = check.without(batch, name)
+                once = agreed.unique("problem_id", keep="first", maintain_order=True)
                 is_new = pl.Series([key not in seen for key in once["problem_id"]])
                 seen.update(once["problem_id"])
                 writer.append(once.filter(is_new))

@@ -139,8 +139,15 @@ class Mix(Stage[MixConfig]):
     def _tokenised(
         self, batch: pl.DataFrame, template: Template, quarantine: Quarantine
     ) -> list[dict[str, Any]]:
-        rows = [(_tokenise(sample, template), sample) for sample in batch.iter_rows(named=True)]
-        return [row for row, sample in rows if self._fits(row, sample, quarantine)]
+        rows: list[dict[str, Any]] = []
+        for sample in batch.iter_rows(named=True):
+            if not sample["response"].strip():
+                quarantine.add("empty response", sample, place=sample["sample_id"])
+                continue
+            row = _tokenise(sample, template)
+            if self._fits(row, sample, quarantine):
+                rows.append(row)
+        return rows
 
     def _fits(self, row: dict[str, Any], sample: dict[str, Any], quarantine: Quarantine) -> bool:
         num_tokens, limit = len(row["ids"]), self.config.max_tokens

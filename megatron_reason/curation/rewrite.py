@@ -14,6 +14,7 @@ import polars as pl
 from pydantic import Field
 
 from megatron_reason.config.rewriting import RewritingConfig
+from megatron_reason.config.template import TemplateConfig
 from megatron_reason.curation._parts import OpenPart, PartedOutput
 from megatron_reason.curation._rewriting import Rewriter, Rewritten
 from megatron_reason.curation.base import RowwiseConfig, Stage, StageContext, StageResult, stage
@@ -22,7 +23,14 @@ from megatron_reason.files import write_json
 from megatron_reason.generation.templates import load_template
 from megatron_reason.logs import get_logger, progress
 from megatron_reason.rewards.pool import AnswerPool
-from megatron_reason.schema.records import Finish, Message, Origin, Problem, Sample
+from megatron_reason.schema.records import (
+    SCORE_FIELDS,
+    Finish,
+    Message,
+    Origin,
+    Problem,
+    Sample,
+)
 from megatron_reason.schema.tables import Kind, TableReader, read_table
 
 _LOGGER = get_logger(__name__)
@@ -37,6 +45,8 @@ class RewriteConfig(RowwiseConfig, RewritingConfig):
     """Kind of stage."""
     model: str | None = None
     """Hugging Face folder of the model that rewrites; None takes the run's base model."""
+    template: TemplateConfig | None = None
+    """How problems become that model's prompts; None takes the run's section `template`."""
     reward: str = "math_verify"
     """Reward that says which candidates are correct."""
     workers: int = Field(default=2, ge=1)
@@ -75,11 +85,10 @@ class Rewrite(Stage[RewriteConfig]):
                 "Give the Hugging Face folder of a model, or leave 'model' out.",
             )
         parts = PartedOutput(
-            config, source, context.output,
-            shard=config.shard, rows_per_part=config.problems_per_step,
+            config, source, context, rows_per_part=config.problems_per_step
         )  # fmt: skip
         if parts.missing:
-            template = load_template(context.template, folder)
+            template = load_template(config.template or context.template, folder)
             seed = context.seed if config.seed is None else config.seed
             with (
                 AnswerPool(config.workers, config.deadline_s, reward=config.reward) as pool,
@@ -131,8 +140,7 @@ def _row(row: dict[str, Any], problem: Problem, found: Rewritten, generator: str
     made = Sample.of(
         problem, found.text, finish=Finish.STOP, origin=found.origin, generator=generator
     )
-    cleared = dict.fromkeys(("nll_sum", "num_tokens", "ppl", "mean_entropy", "scorer"))
-    return row | cleared | {
+    return row | dict.fromkeys(SCORE_FIELDS) | {
         "sample_id": made.sample_id,
         "response": made.response,
         "finish": str(made.finish),

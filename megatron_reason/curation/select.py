@@ -7,10 +7,10 @@ here: the rules themselves (`_rules.py`, `_gaussian.py`).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megatron_reason.curation._gaussian import select_gaussian
 from megatron_reason.curation._rows import rows_at
@@ -36,6 +36,7 @@ SELECTION = "selection.json"
 _LOGGER = get_logger(__name__)
 _COLUMNS = ("sample_id", "problem_id", "status", "ppl", "num_tokens", "scorer")
 """All that selecting needs of a row; texts are read only of the rows taken."""
+_UNNAMED = "(a scorer that the table does not name)"
 _ELIGIBLE: dict[str, tuple[Status, ...]] = {"correct": (Status.OK,), "wrong": FAILED_STATUSES}
 
 
@@ -56,14 +57,27 @@ class SelectConfig(StageConfig):
     """Verdict that makes a response eligible; `wrong` means known to be wrong."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest eligible response, in scored tokens."""
+    min_tokens: int | None = Field(default=None, ge=1)
+    """Shortest eligible response, in scored tokens; 10,000 with the rule `lowest` is OXA's low-PPL
+    and long ablation."""
     rule: Rule
     """Which of the eligible responses are taken."""
     seed: int | None = None
     """Seed of ties and order; None takes the run's."""
+    prefix: str = ""
+    """Put before the responses taken that do not begin with it; scores and ids stay as they are.
+    OXA's released suppression data has `<think>` put before the model's own wrong answers."""
     scorer: str | None = None
     """What the perplexities must come from, as the column `scorer` names it; None takes any one."""
     allow_shortage: bool = False
-    """Go on with fewer responses than `count`; the shortage is then a count of the result."""
+    """Go on with fewer responses than the rule aims at: `count`, or the sum of its bins' targets.
+    The shortage is then a count of the result."""
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
+            raise ValueError("'min_tokens' is more than 'max_tokens'")
+        return self
 
     def inputs(self) -> tuple[str, ...]:
         """The table selected from."""
@@ -88,7 +102,7 @@ class Select(Stage[SelectConfig]):
         """Write the selected samples.
 
         Raises:
-            DataError: fewer rows than `count`, unless `allow_shortage` is set; no row at all.
+            DataError: fewer rows than aimed at, unless `allow_shortage` is set; no row at all.
             SchemaError: rows without the verdict or perplexity that the configuration asks for.
         """
         config = self.config
@@ -108,7 +122,7 @@ class Select(Stage[SelectConfig]):
         num_taken = len(choice.rows)
         counts = {
             "candidates": len(candidates),
-            "shortage": config.count - num_taken,
+            "shortage": choice.aim(config.count) - num_taken,
             "repeated": num_taken - choice.rows["row"].n_unique(),
             **eligible.refused,
         }
@@ -117,7 +131,7 @@ class Select(Stage[SelectConfig]):
         role = pl.lit(config.role)
         with TableWriter(context.output, Kind.SAMPLES) as writer:
             for batch in rows_at(source, choice.rows["row"].to_numpy(), context.output):
-                writer.append(batch.with_columns(role=role))
+                writer.append(batch.with_columns(role=role, response=_begun(config.prefix)))
         write_json(
             context.output / SELECTION,
             {
@@ -136,9 +150,9 @@ class Select(Stage[SelectConfig]):
 
     def _check_scorer(self, columns: pl.DataFrame) -> None:
         """Refuse perplexities of several models, or of another one than is to be trained."""
-        scorers = columns["scorer"].drop_nulls().unique().sort().to_list()
-        if isinstance(self.config.rule, RandomRule) or not scorers:
+        if isinstance(self.config.rule, RandomRule):
             return
+        scorers = columns["scorer"].fill_null(_UNNAMED).unique().sort().to_list()
         if len(scorers) > 1:
             raise DataError(
                 f"stage '{self.config.name}'",
@@ -147,7 +161,7 @@ class Select(Stage[SelectConfig]):
                 "Score all rows with one model, context and template.",
             )
         wanted = self.config.scorer
-        if wanted is not None and scorers[0] != wanted:
+        if wanted is not None and scorers and scorers[0] != wanted:
             raise DataError(
                 f"stage '{self.config.name}'",
                 f"the perplexities of '{self.config.table}' are by {scorers[0]}, not {wanted}.",
@@ -161,7 +175,7 @@ class Select(Stage[SelectConfig]):
             needed.append("status")
         if not isinstance(config.rule, RandomRule):
             needed += ["ppl", "num_tokens"]
-        elif config.max_tokens is not None:
+        elif config.max_tokens is not None or config.min_tokens is not None:
             needed.append("num_tokens")
         return tuple(needed)
 
@@ -184,12 +198,17 @@ class Select(Stage[SelectConfig]):
             short = rows.filter(pl.col("num_tokens") <= config.max_tokens)
             refused["longer_than_max_tokens"] = len(rows) - len(short)
             rows = short
+        if config.min_tokens is not None:
+            long = rows.filter(pl.col("num_tokens") >= config.min_tokens)
+            refused["shorter_than_min_tokens"] = len(rows) - len(long)
+            rows = long
         return _Eligible(rows, refused)
 
     def _check_shortage(self, choice: Choice, candidates: pl.DataFrame) -> None:
         config = self.config
-        shortage = config.count - len(choice.rows)
-        if shortage <= 0 or (config.allow_shortage and len(choice.rows) > 0):
+        aim = choice.aim(config.count)
+        shortage = aim - len(choice.rows)
+        if len(choice.rows) > 0 and (shortage <= 0 or config.allow_shortage):
             return
         short_bins = [
             f"{low:.2f}-{high:.2f}: {taken} of {target}"
@@ -201,11 +220,18 @@ class Select(Stage[SelectConfig]):
         by_bin = f" Short bins: {', '.join(short_bins)}." if short_bins else ""
         raise DataError(
             f"stage '{config.name}'",
-            f"rule '{config.rule.name}' found {len(choice.rows)} of {config.count} responses "
+            f"rule '{config.rule.name}' found {len(choice.rows)} of {aim} responses "
             f"({shortage} short) among {len(candidates)} eligible ones of "
             f"'{config.table}'.{_perplexities(candidates)}{by_bin}",
             _way_out(choice),
         )
+
+
+def _begun(prefix: str) -> pl.Expr:
+    """The responses, each beginning with `prefix`; empty ones stay so, for `mix` to set aside."""
+    response = pl.col("response")
+    lacks_it = response.str.contains(r"\S") & ~response.str.starts_with(prefix)
+    return pl.when(lacks_it).then(prefix + response).otherwise(response)
 
 
 def _perplexities(candidates: pl.DataFrame) -> str:
@@ -218,7 +244,7 @@ def _perplexities(candidates: pl.DataFrame) -> str:
 
 def _way_out(choice: Choice) -> str:
     if choice.rows.is_empty():
-        return "Loosen 'where', 'max_tokens' or the rule, or bring more samples in."
+        return "Loosen 'where', 'max_tokens', 'min_tokens' or the rule, or bring more samples in."
     return (
         "Lower 'count', widen the rule (gaussian: 'std', 'bin_width', or a 'mean' nearer to the "
         "data), or set 'allow_shortage: true' to train on fewer."

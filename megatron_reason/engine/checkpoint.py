@@ -99,7 +99,7 @@ def load_latest(
     trainable.model.module.load_state_dict(state["model"])
     parts = _parts(state["optimizer"], trainable)
     for optimizer, part in zip(_optimizers(trainable), parts, strict=True):
-        _load_optimizer(optimizer, part, adamw_step)
+        _load_optimizer(optimizer, part, sharding, adamw_step)
     _LOG.info("resumed from %s after update %d", found.name, progress.update)
     return progress
 
@@ -108,7 +108,11 @@ def stored_state(trainable: Trainable, *, portable: bool) -> dict[str, Any]:
     """Model and optimizer as Megatron stores them; `portable` ones fit any layout."""
     if not _adamw_states(trainable):
         _make_optimizer_state(trainable)
-    return _sharded_state(trainable, _sharding(portable=portable), is_loading=False)
+    state = _sharded_state(trainable, _sharding(portable=portable), is_loading=False)
+    # On ranks that hold no gathered states nothing is left, and Megatron warns that they differ.
+    parts = state.pop("optimizer").items()
+    kept = {key: part for key, part in parts if not (isinstance(part, dict) and not part)}
+    return state | ({"optimizer": kept} if kept else {})
 
 
 def train_state(trainable: Trainable, progress: Progress, *, portable: bool) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def checkpoint_bytes(trainable: Trainable) -> int:
     mine = sum(
         parameter.numel() * (parameter.element_size() + 4 * _FLOAT32_STATES)
         for parameter in trainable.model.parameters()
-        if trainable.topology.dp_rank == 0 or not getattr(parameter, "allreduce", True)
+        if trainable.topology.is_first_copy or not getattr(parameter, "allreduce", True)
     )
     total = torch.tensor(mine, dtype=torch.int64, device=trainable.device)
     dist.all_reduce(total)
@@ -167,16 +171,19 @@ def everywhere(mine: Value, world_size: int) -> list[Value]:
 
 
 @torch.no_grad()
-def _load_optimizer(optimizer: Any, state: dict[str, Any], adamw_step: int | None) -> None:  # noqa: ANN401
+def _load_optimizer(
+    optimizer: Any,  # noqa: ANN401
+    state: dict[str, Any],
+    sharding: str,
+    adamw_step: int | None,
+) -> None:
     """Load one distributed optimizer, with the step counts of torch's AdamW.
 
     Megatron looks for `step` among the stored tensors, where it is not; and what it sets is one
     tensor for all parameters, which every update then counts up as often as there are parameters.
     """
-    if state["param_state_sharding_type"] == _PORTABLE:
-        moments = state.pop("param_state")
-        state.pop("param_state_sharding_type")
-        optimizer.load_state_dict(state)
+    if sharding == _PORTABLE:
+        moments = state["param_state"]
         for moment in optimizer.optimizer.state.values():
             moment.pop("step", None)
         optimizer.load_parameter_state_from_fully_reshardable(moments)
@@ -241,6 +248,11 @@ def _sharded_state(trainable: Trainable, sharding: str, *, is_loading: bool) -> 
         # Ranks that hold no gathered states say None, and Megatron warns that they differ.
         if part["param_state"] is None:
             del part["param_state"]
+        if sharding == _PORTABLE:
+            # The rest stands in the job's settings, once for each of the optimizers that Megatron
+            # chains: another number of them on another layout could not read it.
+            for name in part.keys() - {"param_state"}:
+                del part[name]
     return {"model": model_state, "optimizer": optimizer_state}
 
 
@@ -271,5 +283,5 @@ def _without_gaps(trainable: Trainable) -> Iterator[None]:
 
 def _parts(optimizer_state: dict[Any, Any], trainable: Trainable) -> list[dict[str, Any]]:
     """State of each of the optimizers that Megatron chains."""
-    is_chained = len(_optimizers(trainable)) > 1
-    return list(optimizer_state.values()) if is_chained else [optimizer_state]
+    number = len(_optimizers(trainable))
+    return [optimizer_state[n] for n in range(number)] if number > 1 else [optimizer_state]

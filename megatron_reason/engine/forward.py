@@ -1,7 +1,7 @@
 """What Megatron's schedule calls: micro-batch -> hidden states -> TokenStats -> one scalar.
 
-T packed tokens, N of them supervised, C of those in a chunk, D hidden width. Only supervised
-positions reach the LM head. Not here: anything a particular method does.
+T packed tokens, N of them supervised, M of those on this rank, C in a chunk, D hidden width. Only
+supervised positions reach the LM head. Not here: anything a particular method does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor, nn
 
@@ -19,7 +18,9 @@ from megatron_reason.engine.aggregation import (
     weighted_loss,
     weighted_losses,
 )
+from megatron_reason.engine.context import Share
 from megatron_reason.models.build import head_weight, stats_backend, vocab_size
+from megatron_reason.models.packed import own_places, pack_of
 from megatron_reason.ops.streaming import streamed_loss
 from megatron_reason.ops.token_stats import HeadOptions, chosen_backend, token_stats
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
@@ -72,7 +73,7 @@ def training_step(spec: LossSpec, topology: Topology) -> ForwardStep:
             metrics.merge(_entropies(stats, batch))
             return share, _no_tokens(), metrics
 
-        return _hidden(model, batch), loss
+        return _hidden(model, batch, topology), loss
 
     return forward_step
 
@@ -87,7 +88,7 @@ def batch_loss(
 
     Args:
         model: this rank's last pipeline stage.
-        hidden: [T, 1, D], or [T / tp, 1, D] under sequence parallelism.
+        hidden: [T / cp, 1, D], or [T / cp / tp, 1, D] under sequence parallelism.
         batch: the micro-batch.
         topology: this rank's place.
         spec: the loss.
@@ -105,28 +106,30 @@ def _streamed(
     model: nn.Module, hidden: Tensor, batch: PackedBatch, topology: Topology, spec: LossSpec
 ) -> tuple[Tensor, TokenStats, StepMetrics]:
     metrics = StepMetrics()
+    share = Share.of(batch, topology)
     weights_T = {term.name: token_weights(term, batch, spec.counts) for term in spec.terms}
 
     def chunk_loss(stats: TokenStats, rows: slice) -> Tensor:
-        position_C = batch.supervised_N[rows]
+        position_C = share.position_M[rows]
         losses_C = spec.token_losses(stats, batch.part(position_C))
         weights_C = {name: weight_T[position_C] for name, weight_T in weights_T.items()}
-        share_C, measured = weighted_losses(spec.terms, losses_C, weights_C)
+        loss_C, measured = weighted_losses(spec.terms, losses_C, weights_C)
         metrics.merge(measured)
-        return share_C
+        return loss_C
 
     weight = head_weight(model)
-    share, stats = streamed_loss(
-        _supervised_rows(hidden, batch).to(weight.dtype),
+    loss, stats = streamed_loss(
+        _rows(hidden, batch, topology, share).to(weight.dtype),
         weight,
-        batch.target_T[batch.supervised_N],
+        batch.target_T[share.position_M],
         chunk_loss,
         tp_group=topology.tp_group,
         temperature=spec.head.temperature,
         vocab_size=vocab_size(model),
         options=spec.head.options,
     )
-    return share, _aligned(stats, batch), metrics
+    metrics = share.summed(metrics, [term.metric for term in spec.terms])
+    return loss, _aligned(share.completed(stats), batch), metrics
 
 
 def statistics_step(
@@ -141,21 +144,22 @@ def statistics_step(
             stats = batch_stats(model, hidden, batch, topology, head)
             return hidden.new_zeros(()), _no_tokens(), collect(stats, batch)
 
-        return _hidden(model, batch), collected
+        return _hidden(model, batch, topology), collected
 
     return forward_step
 
 
-def hidden_step() -> ForwardStep:
-    """Forward-only step that collects the hidden states [N, D] of the supervised positions."""
+def hidden_step(topology: Topology) -> ForwardStep:
+    """Forward-only step that collects the hidden states [M, D] of this rank's supervised tokens."""
 
     def forward_step(batches: Iterator[PackedBatch], model: nn.Module) -> tuple[Tensor, LossFunc]:
         batch = next(batches)
 
         def collected(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return hidden.new_zeros(()), _no_tokens(), _supervised_rows(hidden, batch)
+            rows_MD = _rows(hidden, batch, topology, Share.of(batch, topology))
+            return hidden.new_zeros(()), _no_tokens(), rows_MD
 
-        return _hidden(model, batch), collected
+        return _hidden(model, batch, topology), collected
 
     return forward_step
 
@@ -167,20 +171,20 @@ def batch_stats(
 
     Args:
         model: this rank's last pipeline stage.
-        hidden: [T, 1, D], or [T / tp, 1, D] under sequence parallelism.
+        hidden: [T / cp, 1, D], or [T / cp / tp, 1, D] under sequence parallelism.
         batch: the micro-batch.
         topology: this rank's place.
         head: precision, temperature and reference of the head.
     """
     weight = head_weight(model)
-    rows_ND = _supervised_rows(hidden, batch)
+    share = Share.of(batch, topology)
     compared = None
     if head.reference is not None and batch.ref_hidden_ND is not None:
         compared = (batch.ref_hidden_ND, head_weight(head.reference))
     stats = token_stats(
-        rows_ND.to(weight.dtype),
+        _rows(hidden, batch, topology, share).to(weight.dtype),
         weight,
-        batch.target_T[batch.supervised_N],
+        batch.target_T[share.position_M],
         tp_group=topology.tp_group,
         temperature=head.temperature,
         vocab_size=vocab_size(model),
@@ -188,27 +192,26 @@ def batch_stats(
         options=head.options,
         reference=compared,
     )
-    return _aligned(stats, batch)
+    return _aligned(share.completed(stats), batch)
 
 
-def _supervised_rows(hidden: Tensor, batch: PackedBatch) -> Tensor:
-    """[N, D] of [T, 1, D], which is first gathered where sequence parallelism split it."""
-    if hidden.shape[0] != batch.num_tokens:
+def _rows(hidden: Tensor, batch: PackedBatch, topology: Topology, share: Share) -> Tensor:
+    """[M, D] of [T / cp, 1, D], which is first gathered where sequence parallelism split it."""
+    if hidden.shape[0] != batch.num_tokens // topology.cp_size:
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-    return hidden[:, 0].index_select(0, batch.supervised_N)
+    return hidden[:, 0].index_select(0, share.rows_M)
 
 
-def _hidden(model: nn.Module, batch: PackedBatch) -> Tensor:
-    packed = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=batch.cu_seqlens,
-        cu_seqlens_kv=batch.cu_seqlens,
-        max_seqlen_q=batch.max_seqlen,
-        max_seqlen_kv=batch.max_seqlen,
-    )
+def _hidden(model: nn.Module, batch: PackedBatch, topology: Topology) -> Tensor:
+    rank, size = topology.cp_rank, topology.cp_size
+    packed = pack_of(batch.cu_seqlens, batch.max_seqlen, cp_rank=rank, cp_size=size)
+    ids_T, position_T = batch.ids_T, batch.position_T
+    if size > 1:
+        place_T = own_places(batch.cu_seqlens, rank, size)
+        ids_T, position_T = ids_T[place_T], position_T[place_T]
     return model(
-        input_ids=batch.ids_T[None],
-        position_ids=batch.position_T[None],
+        input_ids=ids_T[None],
+        position_ids=position_T[None],
         attention_mask=None,
         packed_seq_params=packed,
     )

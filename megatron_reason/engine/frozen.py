@@ -134,7 +134,7 @@ def _with_ref_logprobs(
 
 def _with_ref_hidden(models: Models, batches: list[PackedBatch]) -> list[PackedBatch]:
     assert models.reference is not None, "checked by fill_frozen"
-    found: list[Tensor] = forward_only(models.reference, batches, hidden_step())
+    found: list[Tensor] = forward_only(models.reference, batches, hidden_step(models.topology))
     return [replace(b, ref_hidden_ND=rows_ND) for b, rows_ND in _paired(batches, found, models)]
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 from megatron_reason.config.train import BatchConfig
 from megatron_reason.errors import DataError
 from megatron_reason.schema.batch import ROLE_INDEX, PackedBatch, TokenizedSample
+from megatron_reason.schema.topology import Rounding
+
+_AS_THEY_ARE = Rounding()
 
 
 def assign(lengths: Sequence[int], batch: BatchConfig, num_ranks: int) -> list[list[list[int]]]:
@@ -25,7 +28,7 @@ def assign(lengths: Sequence[int], batch: BatchConfig, num_ranks: int) -> list[l
     micro-batches is the smallest multiple of `num_ranks` for which everything fits.
 
     Args:
-        lengths: positions of each sequence.
+        lengths: positions of each sequence, rounded as they will be packed.
         batch: limits of a micro-batch.
         num_ranks: data-parallel ranks.
 
@@ -69,7 +72,7 @@ def _fill(lengths: Sequence[int], batch: BatchConfig, num_bins: int) -> list[lis
 
 
 def pack(
-    samples: Sequence[TokenizedSample], *, multiple_of: int = 1,
+    samples: Sequence[TokenizedSample], *, rounding: Rounding = _AS_THEY_ARE,
     indices: Sequence[int] | None = None, groups: Mapping[str, int] | None = None,
     num_global_sequences: int | None = None,
 ) -> PackedBatch:  # fmt: skip
@@ -77,14 +80,12 @@ def pack(
 
     Args:
         samples: sequences of at least two tokens; may be empty, which gives one masked token.
-        multiple_of: T is padded to a multiple of it (sequence parallelism needs TP).
+        rounding: what each sequence, and T, is filled up to a multiple of.
         indices: index of each sample in the global batch; None where these samples are all of it.
         groups: index of each prompt in the global batch; None where these samples are all of it.
         num_global_sequences: sequences of the global batch; None where these samples are all of it.
     """
     groups = group_indices(samples) if groups is None else groups
-    used = sum(sample.num_positions for sample in samples)
-    padding = -max(used, 1) % multiple_of + (0 if used else 1)
     ids: list[int] = []
     targets: list[int] = []
     positions: list[int] = []
@@ -92,14 +93,15 @@ def pack(
     supervised: list[int] = []
     starts = [0]
     for index, sample in enumerate(samples):
+        used, room = sample.num_positions, rounding.of_sequence(sample.num_positions)
+        ids += [*sample.ids[:-1], *[0] * (room - used)]
+        targets += [*sample.ids[1:], *[0] * (room - used)]
+        positions += range(room)
+        segments += [index] * used + [len(samples)] * (room - used)
         first = starts[-1] + max(sample.num_prompt_tokens - 1, 0)
-        ids += sample.ids[:-1]
-        targets += sample.ids[1:]
-        positions += range(sample.num_positions)
-        segments += [index] * sample.num_positions
-        starts.append(starts[-1] + sample.num_positions)
-        supervised += range(first, starts[-1])
-    if padding:
+        supervised += range(first, starts[-1] + used)
+        starts.append(starts[-1] + room)
+    if padding := rounding.of_pack(starts[-1]) - starts[-1]:
         ids += [0] * padding
         targets += [0] * padding
         positions += range(padding)
@@ -153,15 +155,16 @@ def _laid_out(
 
 def microbatches_of_rank(
     samples: Sequence[TokenizedSample], batch: BatchConfig, *, rank: int, num_ranks: int,
-    multiple_of: int = 1,
+    rounding: Rounding = _AS_THEY_ARE,
 ) -> list[PackedBatch]:  # fmt: skip
     """Micro-batches of data-parallel rank `rank` for one update over `samples`."""
-    shares = assign([sample.num_positions for sample in samples], batch, num_ranks)
+    lengths = [rounding.of_sequence(sample.num_positions) for sample in samples]
+    shares = assign(lengths, batch, num_ranks)
     groups = group_indices(samples)
     return [
         pack(
             [samples[i] for i in members],
-            multiple_of=multiple_of,
+            rounding=rounding,
             indices=members,
             groups=groups,
             num_global_sequences=len(samples),

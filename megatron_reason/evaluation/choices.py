@@ -50,12 +50,13 @@ class Choice:
         return LETTERS[self.right]
 
 
-def read_choice(problem: str, answer: str, row: Mapping[str, Any]) -> Choice:
+def read_choice(problem: str, answer: str | float, row: Mapping[str, Any]) -> Choice:
     r"""Options of a row: its list `options` or `choices`, else the lettered lines of its problem.
 
     Args:
         problem: the question, with or without its options.
-        answer: letter, digit or text of the right option.
+        answer: letter, digit or text of the right option; a whole number that is no text is the
+            label of one, or else its index from 0, as in the hub's MMLU.
         row: all of the row.
 
     Raises:
@@ -69,7 +70,7 @@ def read_choice(problem: str, answer: str, row: Mapping[str, Any]) -> Choice:
         stem, labels, options = _split(problem)
     if not 2 <= len(options) <= len(LETTERS):
         raise ValueError(f"{len(options)} options")
-    return Choice(stem, tuple(options), _index(answer.strip(), labels, options))
+    return Choice(stem, tuple(options), _index(answer, labels, options))
 
 
 def _split(problem: str) -> tuple[str, list[str], list[str]]:
@@ -87,9 +88,14 @@ def _split(problem: str) -> tuple[str, list[str], list[str]]:
     return problem, [], []
 
 
-def _index(answer: str, labels: Sequence[str], options: Sequence[str]) -> int:
-    if answer in labels:
-        return labels.index(answer)
-    if answer in options:
-        return options.index(answer)
-    raise ValueError(f"the answer {answer!r} is none of {', '.join(labels)}")
+def _index(answer: str | float, labels: Sequence[str], options: Sequence[str]) -> int:
+    text = str(answer).strip()
+    if text in labels:
+        return labels.index(text)
+    if isinstance(answer, int):
+        if 0 <= answer < len(options):
+            return answer
+        raise ValueError(f"the answer {answer} is no index of {len(options)} options")
+    if text in options:
+        return options.index(text)
+    raise ValueError(f"the answer {text!r} is none of {', '.join(labels)}")

@@ -9,7 +9,8 @@ from pathlib import Path
 import polars as pl
 
 from megatron_reason.errors import DataError
-from megatron_reason.evaluation.card import CARD, EvalCard, comparable, read_card
+from megatron_reason.evaluation.average import METRIC, average_name, average_test
+from megatron_reason.evaluation.card import CARD, EvalCard, check_belongs, comparable, read_card
 from megatron_reason.evaluation.estimators import maj_at_k, pass_at_k
 from megatron_reason.evaluation.paired import PairedTest, paired_test
 from megatron_reason.evaluation.regrade import evaluation_folders
@@ -52,9 +53,12 @@ def read_evaluation(folder: Path) -> Evaluation:
     """The evaluation in `folder`.
 
     Raises:
-        DataError: no card or no answers, or problems with unequally many samples.
+        DataError: no card or no answers, or those of another evaluation, or problems with
+            unequally many samples.
     """
+    card = read_card(folder)
     answers = read_table(folder, Kind.GENERATIONS, columns=_COLUMNS)
+    check_belongs(folder, card, answers["problem_id"])
     answers = answers.sort("problem_id", "sample_index")
     sizes = answers["problem_id"].value_counts()["count"].unique().to_list()
     if len(sizes) != 1:
@@ -63,7 +67,7 @@ def read_evaluation(folder: Path) -> Evaluation:
             f"problems have {sorted(sizes) or 'no'} samples; they need equally many.",
             "Finish the evaluation: run the same command again.",
         )
-    return Evaluation(folder, read_card(folder), answers)
+    return Evaluation(folder, card, answers)
 
 
 def find_evaluations(text: str) -> dict[str, Path]:
@@ -95,7 +99,7 @@ def find_evaluations(text: str) -> dict[str, Path]:
 
 
 def compare_folders(a: str, b: str, *, force: bool, seed: int = 0) -> list[Comparison]:
-    """Compare all sets of problems that two folders have in common.
+    """Compare all sets of problems that two folders have in common, and the mean of benchmarks.
 
     Args:
         a: the first, as `find_evaluations` takes it.
@@ -118,10 +122,15 @@ def compare_folders(a: str, b: str, *, force: bool, seed: int = 0) -> list[Compa
             f"they have no set of problems in common: {', '.join(ours)}; {', '.join(theirs)}.",
             "Evaluate both on the same suite.",
         )
-    return [
-        compare(read_evaluation(one), read_evaluation(other), name, force=force, seed=seed)
-        for name, (one, other) in pairs.items()
-    ]
+    read = {name: (read_evaluation(a), read_evaluation(b)) for name, (a, b) in pairs.items()}
+    found = [compare(*both, name, force=force, seed=seed) for name, both in read.items()]
+    benchmarks = {name: both for name, both in read.items() if name}
+    if len(benchmarks) > 1:
+        shares = [_right_shares(*both) for both in benchmarks.values()]
+        tests = {METRIC: average_test(shares, seed=seed)}
+        reasons = [reason for one in found for reason in one.differences if one.problem_set]
+        found.append(Comparison(average_name(benchmarks), tests, [*dict.fromkeys(reasons)]))
+    return found
 
 
 def compare(
@@ -158,6 +167,17 @@ def compare(
     mine, theirs = (_per_problem(one.answers, common, k) for one in (a, b))
     tests = {name: paired_test(mine[name], theirs[name], seed=seed) for name in mine}
     return Comparison(problem_set, tests, reasons)
+
+
+def _right_shares(a: Evaluation, b: Evaluation) -> tuple[list[float], list[float]]:
+    """Share of right samples of each problem that both answered, in order of its id."""
+    share = (pl.col("status") == Status.OK).mean()
+    both = (
+        one.answers.group_by("problem_id").agg(share=share).sort("problem_id") for one in (a, b)
+    )
+    ours, theirs = both
+    joined = ours.join(theirs, on="problem_id", maintain_order="left")
+    return joined["share"].to_list(), joined["share_right"].to_list()
 
 
 def _per_problem(answers: pl.DataFrame, common: set[str], k: int) -> dict[str, list[float]]:

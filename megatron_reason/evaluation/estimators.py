@@ -2,7 +2,7 @@
 
 n samples of a problem, c of them correct. A mean over samples or problems is always a quotient of
 sums; its interval comes from drawing whole problems anew, because samples of one problem are not
-independent. Not here: tables (`run.py`).
+independent. That of several trainings comes from how these differ. Not here: tables (`run.py`).
 """
 
 import math
@@ -19,6 +19,8 @@ from megatron_reason.errors import DataError
 
 _NUM_DRAWS = 2000
 _NUM_SUBSETS = 2000
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Quantiles of Student's t at 0.975 for 1, 2, ... degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,12 @@ def wilson(num_correct: int, num_samples: int, level: float = 0.95) -> Estimate:
             f"{num_correct} successes in {num_samples} trials are impossible.",
             "Give 0 <= num_correct <= num_samples, with at least one trial.",
         )
+    return _score_interval(num_correct / num_samples, num_samples, level)
+
+
+def _score_interval(share: float, num_samples: int, level: float = 0.95) -> Estimate:
+    """Wilson's interval around a share of so many trials."""
     z = NormalDist().inv_cdf(0.5 + level / 2)
-    share = num_correct / num_samples
     scale = 1 + z * z / num_samples
     centre = (share + z * z / (2 * num_samples)) / scale
     variance = share * (1 - share) / num_samples + z * z / (4 * num_samples**2)
@@ -175,8 +181,10 @@ def wilson(num_correct: int, num_samples: int, level: float = 0.95) -> Estimate:
 def mean_share(shares: Sequence[float], *, seed: int, num_samples: int) -> Estimate:
     """Mean over problems of shares in [0, 1], with a 95 % interval.
 
-    The bootstrap's interval, but Wilson's over problems where every share is 0 or every share is 1:
-    drawing equal values anew shows no spread, and an interval of width 0 would claim certainty.
+    The bootstrap's interval, but Wilson's with problems as trials where every share is 0 or 1, and
+    where all are equal or there is but one. Drawing equal values anew shows no spread, and an
+    interval of width 0 would claim certainty; as shares in [0, 1] vary at most as much as outcomes
+    0 and 1 of the same mean, Wilson's is then wide enough.
 
     Args:
         shares: one per problem.
@@ -186,7 +194,46 @@ def mean_share(shares: Sequence[float], *, seed: int, num_samples: int) -> Estim
     Raises:
         DataError: nothing to average.
     """
-    if set(shares) in ({0.0}, {1.0}):
-        bounds = wilson(int(sum(shares)), len(shares))
+    different = set(shares)
+    if different <= {0.0, 1.0} or len(different) == 1:
+        if not shares:
+            raise DataError("mean", "there is nothing to average.", "Evaluate a problem first.")
+        bounds = _score_interval(math.fsum(shares) / len(shares), len(shares))
         return Estimate(bounds.value, bounds.low, bounds.high, num_samples)
     return bootstrap(shares, [1.0] * len(shares), seed=seed, num_samples=num_samples)
+
+
+def over_trainings(values: Sequence[float], *, num_samples: int) -> Estimate:
+    """Mean of one number of several trainings that differ in their seed, with a 95 % t interval.
+
+    The interval is about the mean of further such trainings, measured on the same problems; it says
+    nothing of other problems.
+
+    Args:
+        values: of each training.
+        num_samples: samples behind all of them, for the record.
+
+    Raises:
+        DataError: fewer than two values, which show no spread.
+    """
+    count = len(values)
+    if count < 2:
+        raise DataError(
+            "interval over seeds",
+            f"{count} trainings show no spread.",
+            "Train with at least two seeds: run.seeds: [1, 2, 3].",
+        )
+    mean = math.fsum(values) / count
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = _t_975(count - 1) * deviation / math.sqrt(count)
+    return Estimate(mean, mean - half, mean + half, num_samples)
+
+
+def _t_975(freedom: int) -> float:
+    """Student's t at 0.975; above the table two terms of its expansion, within 0.2 %."""
+    if freedom <= len(_T_975):
+        return _T_975[freedom - 1]
+    z = NormalDist().inv_cdf(0.975)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / freedom + second / freedom**2

@@ -68,7 +68,7 @@ def paired_test(a: Sequence[float], b: Sequence[float], *, seed: int) -> PairedT
     if set(a) | set(b) <= {0.0, 1.0}:
         p_value, test = mcnemar(num_better, num_worse), "McNemar, exact"
     else:
-        p_value, test = _swap_test(difference_P, seed)
+        p_value, test = swap_test(difference_P.tolist(), seed)
     return PairedTest(
         value=float(difference_P.mean()),
         low=low,
@@ -105,8 +105,13 @@ def _interval(difference_P: np.ndarray, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _swap_test(difference_P: np.ndarray, seed: int) -> tuple[float, str]:
-    """Probability that random signs of the differences give a sum at least as far from 0."""
+def swap_test(differences: Sequence[float], seed: int) -> tuple[float, str]:
+    """Probability that random signs of the differences give a sum at least as far from 0.
+
+    Returns:
+        The probability, and the name of the test.
+    """
+    difference_P = np.asarray(differences, dtype=float)
     nonzero = difference_P[difference_P != 0]
     observed = abs(float(nonzero.sum()))
     # Sums of the same numbers in another order differ in the last bits.

@@ -10,7 +10,14 @@ from pathlib import Path
 import polars as pl
 
 from megatron_reason.errors import DataError
-from megatron_reason.evaluation.card import EvalCard, grader_versions, read_card, write_card
+from megatron_reason.evaluation.aside import is_aside
+from megatron_reason.evaluation.card import (
+    EvalCard,
+    check_belongs,
+    grader_versions,
+    read_card,
+    write_card,
+)
 from megatron_reason.evaluation.disagreements import write_disagreements
 from megatron_reason.evaluation.summary import (
     SUMMARY,
@@ -38,12 +45,14 @@ class Regraded:
 def evaluation_folders(folder: Path) -> dict[str, Path]:
     """Folders below `folder`, itself included, that hold stored answers, by name.
 
-    The names are paths relative to `folder`, or its own name.
+    The names are paths relative to `folder`, or its own name. Answers that were set aside do not
+    count, unless `folder` is where they lie.
 
     Raises:
         DataError: there is none.
     """
-    found = sorted(path.parent for path in folder.rglob(table_path(Path(), Kind.GENERATIONS).name))
+    places = (path.parent for path in folder.rglob(table_path(Path(), Kind.GENERATIONS).name))
+    found = sorted(path for path in places if not is_aside(path.relative_to(folder)))
     if not found:
         raise DataError(
             str(folder),
@@ -66,9 +75,8 @@ def regrade(folder: Path, reward: str, grade: Grade) -> Regraded:
 
     Raises:
         SchemaError: a table that cannot be read.
-        DataError: there is no card.
+        DataError: there is no card, or it is that of other answers.
     """
-    (folder / SUMMARY).unlink(missing_ok=True)
     before, after = replace_verdicts(folder, reward, grade)
     write_disagreements(folder, after, reward)
     summary = summarise(after, seed=read_card(folder).sampling.seed)
@@ -85,6 +93,8 @@ def replace_verdicts(folder: Path, reward: str, grade: Grade) -> tuple[pl.DataFr
         The table before and after.
     """
     before, card = read_table(folder, Kind.GENERATIONS), read_card(folder)
+    check_belongs(folder, card, before["problem_id"])
+    (folder / SUMMARY).unlink(missing_ok=True)
     write_card(folder, _graded_by(card, f"{reward}{_UNFINISHED}"))
     pairs = list(before.select("answer", "response").iter_rows())
     verdicts = grade(pairs)

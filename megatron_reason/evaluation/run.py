@@ -5,7 +5,9 @@ Writes `eval_card.json`, `generations.parquet` and `summary.json`. Not here: met
 the trainer's model and is entered later with `fill_entropy`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,16 @@ import polars as pl
 
 from megatron_reason.config.evaluate import EvalConfig
 from megatron_reason.errors import DataError
+from megatron_reason.evaluation.aside import set_aside
 from megatron_reason.evaluation.card import (
     CARD,
     EvalCard,
+    check_belongs,
     differences,
+    graded_alike,
+    keeps_answers,
     make_card,
-    needs_only_grading,
+    mixed_up,
     read_card,
     write_card,
 )
@@ -59,9 +65,10 @@ def evaluate(
 ) -> EvalSummary:
     """Draw `config.sampling.samples_per_prompt` answers to each problem, grade and summarise them.
 
-    Problems already answered in `output` under the same card are not answered again; where only
-    the grader is another one, they are graded again. A folder with another card is started afresh,
-    with a warning that names the differences.
+    Answers that `output` holds under the same card are not drawn again; where the grader is another
+    one, they are graded again, and where more samples are wanted, the missing ones are drawn.
+    Under another card all are drawn anew, with a warning that names the differences, and the stored
+    ones are moved aside.
 
     Args:
         problems: rows of `Kind.PROBLEMS`.
@@ -72,7 +79,7 @@ def evaluate(
         grade: who judges.
 
     Raises:
-        DataError: no problems, or two with the same id.
+        DataError: no problems, or two with the same id, or stored answers to other problems.
         GenerationError: the engine died; what was done until then is kept.
     """
     if config.max_problems is not None:
@@ -80,20 +87,22 @@ def evaluate(
     _check(problems, output)
     card = make_card(problems["problem_id"], engine, template, config)
     records = _resumed(output, card, grade)
-    answered = {record.problem_id for record in records}
-    pending = [row for row in problems.to_dicts() if row["problem_id"] not in answered]
-    samples_per_prompt = config.sampling.samples_per_prompt
-    chunk = max(_SAMPLES_PER_CHUNK // samples_per_prompt, 1)
-    with progress("evaluate", len(pending) * samples_per_prompt, "answers") as bar:
-        for start in range(0, len(pending), chunk):
-            rows = pending[start : start + chunk]
+    place = {name: index for index, name in enumerate(problems["problem_id"])}
+    if unknown := [one.problem_id for one in records if one.problem_id not in place]:
+        raise mixed_up(output, f"{len(unknown)} answers are to other problems than the card's")
+    chunks = _chunks(problems, records, config.sampling.samples_per_prompt)
+    missing = sum(len(chunk.rows) * chunk.num_missing for chunk in chunks)
+    with progress("evaluate", missing, "answers") as bar:
+        for chunk in chunks:
             completions = engine.generate(
-                [template.prompt_ids(_messages(row)) for row in rows],
+                [template.prompt_ids(_messages(row)) for row in chunk.rows],
                 config.sampling,
                 stop_token_ids=template.stop_token_ids,
-                on_done=lambda count: bar.advance(count * samples_per_prompt),
+                first_sample=chunk.first_sample,
+                on_done=lambda count, each=chunk.num_missing: bar.advance(count * each),
             )
-            records += _graded(rows, completions, template, grade)
+            records += _graded(chunk, completions, template, grade)
+            records.sort(key=lambda record: (place[record.problem_id], record.sample_index))
             write_table(output, Kind.GENERATIONS, records)
     generations = read_table(output, Kind.GENERATIONS)
     _log.info("%s", write_disagreements(output, generations, card.reward).in_short)
@@ -115,41 +124,81 @@ def _check(problems: pl.DataFrame, output: Path) -> None:
 
 
 def _resumed(output: Path, card: EvalCard, grade: Grade) -> list[EvalRecord]:
-    """Records already there under the same card; otherwise an emptied folder with the new card."""
-    if (output / CARD).is_file() and table_path(output, Kind.GENERATIONS).is_file():
-        changes = differences(read_card(output), card)
-        if changes and needs_only_grading(changes):
-            _log.info("stored answers in %s are graded again: %s", output, "; ".join(changes))
-            replace_verdicts(output, card.reward, grade)
-            changes = []
-        if not changes:
-            records = _stored(output, card.sampling.samples_per_prompt)
-            _log.info("%d answers are there already in %s", len(records), output)
-            return records
-        _log.warning("%s is made anew: %s", output, "; ".join(changes))
-    # In this order: a table must never lie beside a card that it was not made under.
+    """Records already there that belong under `card`, which is in the folder then."""
+    if table_path(output, Kind.GENERATIONS).is_file():
+        if not (output / CARD).is_file():
+            raise DataError(
+                str(output),
+                f"answers lie here without the {CARD} that says how they were drawn.",
+                "Put the card back, or evaluate into an empty folder.",
+            )
+        before = read_card(output)
+        if keeps_answers(before, card):
+            return _kept(output, before, card, grade)
+        changes = "; ".join(differences(before, card))
+        place = set_aside(output)
+        _log.warning(
+            "%s is made anew: %s. The answers lie in %s now: to go on with them, move its files "
+            "back and evaluate as before",
+            output, changes, place,
+        )  # fmt: skip
     (output / SUMMARY).unlink(missing_ok=True)
-    table_path(output, Kind.GENERATIONS).unlink(missing_ok=True)
     write_card(output, card)
     return []
 
 
-def _stored(output: Path, samples_per_prompt: int) -> list[EvalRecord]:
-    frame = read_table(output, Kind.GENERATIONS)
-    is_whole = pl.len().over("problem_id") == samples_per_prompt
-    return [EvalRecord(**row) for row in frame.filter(is_whole).to_dicts()]
+def _kept(output: Path, before: EvalCard, card: EvalCard, grade: Grade) -> list[EvalRecord]:
+    """The stored records, graded as `card` says."""
+    answered = read_table(output, Kind.GENERATIONS, columns=("problem_id",))["problem_id"]
+    check_belongs(output, before, answered)
+    if not graded_alike(before, card):
+        changes = "; ".join(differences(before, card))
+        _log.info("stored answers in %s are graded again: %s", output, changes)
+        replace_verdicts(output, card.reward, grade)
+    if before.sampling != card.sampling:
+        (output / SUMMARY).unlink(missing_ok=True)
+        write_card(output, card)
+    records = [EvalRecord(**row) for row in read_table(output, Kind.GENERATIONS).to_dicts()]
+    _log.info("%d answers are there already in %s", len(records), output)
+    return records
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Problems that are asked together, each as often as the others."""
+
+    rows: list[dict[str, Any]]
+    first_sample: int
+    """Samples of each that are there already."""
+    num_missing: int
+    """Samples of each that are drawn."""
+
+
+def _chunks(problems: pl.DataFrame, records: Sequence[EvalRecord], wanted: int) -> list[_Chunk]:
+    """Problems with fewer than `wanted` answers, in order, those with equally many together."""
+    there = Counter(record.problem_id for record in records)
+    pending: dict[int, list[dict[str, Any]]] = {}
+    for row in problems.to_dicts():
+        if (first := there[row["problem_id"]]) < wanted:
+            pending.setdefault(first, []).append(row)
+    return [
+        _Chunk(rows[start : start + size], first, wanted - first)
+        for first, rows in pending.items()
+        for size in [max(_SAMPLES_PER_CHUNK // (wanted - first), 1)]
+        for start in range(0, len(rows), size)
+    ]
 
 
 def _graded(
-    rows: Sequence[dict[str, Any]],
+    chunk: _Chunk,
     completions: Sequence[Sequence[Completion]],
     template: "Template",
     grade: Grade,
 ) -> list[EvalRecord]:
     answers = [
-        (row, index, completion, template.decode(completion.token_ids))
-        for row, drawn in zip(rows, completions, strict=True)
-        for index, completion in enumerate(drawn)
+        (row, index, completion, template.answer(completion.token_ids))
+        for row, drawn in zip(chunk.rows, completions, strict=True)
+        for index, completion in enumerate(drawn, start=chunk.first_sample)
     ]
     verdicts = grade([(row["answer"], response) for row, _, _, response in answers])
     return [

@@ -127,7 +127,7 @@ def _rows(answers: Path, template: Template, config: TokenScoreConfig) -> list[_
                 template.prompt_ids([Message(**turn) for turn in messages[row["problem_id"]]])
             ),
             response_ids=tuple(
-                template.response_ids(row["response"], finished=row["finish"] != Finish.LENGTH)
+                template.generated_ids(row["response"], finished=row["finish"] != Finish.LENGTH)
             ),
         )
         for row in chosen.to_dicts()

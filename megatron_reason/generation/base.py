@@ -74,6 +74,7 @@ class Engine(Protocol):
         sampling: SamplingConfig,
         *,
         stop_token_ids: Sequence[int] = (),
+        first_sample: int = 0,
         on_done: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """Draw `sampling.samples_per_prompt` continuations of each prompt, in order.
@@ -82,6 +83,8 @@ class Engine(Protocol):
             prompts: token ids of each prompt.
             sampling: how to draw.
             stop_token_ids: tokens that end a continuation.
+            first_sample: index of the first one drawn; those before it are there already, and the
+                others are what they would be had all been drawn at once.
             on_done: called with the number of prompts that just got finished.
 
         Raises:
@@ -97,6 +100,7 @@ class Engine(Protocol):
         sampling: SamplingConfig,
         *,
         stop_token_ids: Sequence[int] = (),
+        first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Completion]]]:
         """The same as `generate`, each prompt's number and continuations as soon as it is finished.
 

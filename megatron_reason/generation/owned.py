@@ -117,6 +117,7 @@ class OwnedEngine(ABC):
         sampling: SamplingConfig,
         *,
         stop_token_ids: Sequence[int] = (),
+        first_sample: int = 0,
         on_done: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """Draw continuations; see `Engine.generate`.
@@ -125,7 +126,10 @@ class OwnedEngine(ABC):
         closed when this is left by an exception, for instance one that `on_done` raises.
         """
         rows: list[list[Completion]] = [[] for _ in prompts]
-        with closing(self.stream(prompts, sampling, stop_token_ids=stop_token_ids)) as stream:
+        drawn = self.stream(
+            prompts, sampling, stop_token_ids=stop_token_ids, first_sample=first_sample
+        )
+        with closing(drawn) as stream:
             for index, completions in stream:
                 rows[index] = completions
                 if on_done is not None:
@@ -138,11 +142,12 @@ class OwnedEngine(ABC):
         sampling: SamplingConfig,
         *,
         stop_token_ids: Sequence[int] = (),
+        first_sample: int = 0,
     ) -> Generator[tuple[int, list[Completion]], None, None]:
         """Each prompt's continuations as soon as they are there; see `Engine.stream`."""
         self._check_awake()
         check_prompts(prompts, self._config.max_model_len)
-        seeds = request_seeds(prompts, sampling)
+        seeds = request_seeds(prompts, sampling, first_sample)
         left = {
             index: Request(tuple(prompt), tuple(seeds[index]))
             for index, prompt in enumerate(prompts)

@@ -12,15 +12,22 @@ from megatron_reason.config.sampling import SamplingConfig
 _BITS = 31
 
 
-def request_seeds(prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[list[int]]:
+def request_seeds(
+    prompts: Sequence[Sequence[int]], sampling: SamplingConfig, first_sample: int = 0
+) -> list[list[int]]:
     """One seed for each sample of each prompt.
 
     A seed follows from `sampling.seed`, the prompt's ids, how often the same prompt came before,
     and the sample's index. So an evaluation that is resumed with half of its problems draws what
     an uninterrupted one would have drawn, and a prompt given twice is answered twice.
 
+    Args:
+        prompts: token ids of each prompt.
+        sampling: how to draw.
+        first_sample: index of the first sample that gets one; those before it are drawn already.
+
     Returns:
-        [prompts][samples_per_prompt] integers in 0..2**31 - 1.
+        [prompts][samples_per_prompt - first_sample] integers in 0..2**31 - 1.
     """
     seen: Counter[tuple[int, ...]] = Counter()
     seeds: list[list[int]] = []
@@ -28,7 +35,7 @@ def request_seeds(prompts: Sequence[Sequence[int]], sampling: SamplingConfig) ->
         ids = tuple(prompt)
         first = seen[ids] * sampling.samples_per_prompt
         seen[ids] += 1
-        samples = range(first, first + sampling.samples_per_prompt)
+        samples = range(first + first_sample, first + sampling.samples_per_prompt)
         seeds.append([_seed(sampling.seed, ids, sample) for sample in samples])
     return seeds
 

@@ -27,6 +27,7 @@ from megatron_reason.generation.base import Completion
 from megatron_reason.generation.bucket_server import BucketServer, address_towards
 from megatron_reason.generation.buckets import TCP, Bucket
 from megatron_reason.generation.owned import OwnedEngine, Request
+from megatron_reason.generation.server_folder import registered
 from megatron_reason.generation.vllm_arguments import LOGPROBS
 from megatron_reason.logs import get_logger
 from megatron_reason.schema.records import Finish
@@ -120,13 +121,13 @@ class ServerEngine(OwnedEngine):
             return tuple(url.rstrip("/") for url in self._config.servers)
         folder, wanted = Path(self._config.servers_folder or ""), self._config.num_servers
         while True:
-            entries = sorted(folder.glob("*.url"))
-            if len(entries) >= wanted:
-                return tuple(entry.read_text(encoding="utf-8").strip() for entry in entries)
+            urls = registered(folder)
+            if len(urls) >= wanted:
+                return urls
             if time.monotonic() > deadline:
                 raise EngineDiedError(
                     str(folder),
-                    f"{len(entries)} of {wanted} servers have registered after "
+                    f"{len(urls)} of {wanted} servers have registered after "
                     f"{self._config.start_timeout_s:.0f} s.",
                     f"Start them: mreason serve CONFIG --register {folder}",
                 )
@@ -250,7 +251,7 @@ class ServerEngine(OwnedEngine):
         (choice,) = answer["choices"]
         self._check_label(url, choice["weight_versions"])
         ids, told = tuple(choice["token_ids"]), choice["logprobs"]["content"]
-        finish = Finish.STOP if choice["finish_reason"] == "stop" else Finish.LENGTH
+        finish = finish_of(url, choice["finish_reason"])
         logprobs = tuple(float(token["logprob"]) for token in told)
         assert len(ids) == len(logprobs), f"{len(ids)} tokens, {len(logprobs)} log-probs"
         return Completion(ids, logprobs, finish, self._policy_version)
@@ -352,6 +353,19 @@ class ServerEngine(OwnedEngine):
         kind = EngineDiedError if answer.is_server_error else GenerationError
         raise kind(url, f"'{path}' answered {answer.status_code}: {answer.text[:1500]}",
                    "Look at the server's log.")  # fmt: skip
+
+
+def finish_of(url: str, reason: str) -> Finish:
+    """How a response ended, of the two ways in which one can be whole.
+
+    Raises:
+        EngineDiedError: the server gave it up ("abort", "error"): not an answer cut at its limit.
+    """
+    if reason not in ("stop", "length"):
+        raise EngineDiedError(
+            url, f"it ended an answer with {reason!r}.", "Its own log says why; ask again."
+        )
+    return Finish(reason)
 
 
 def _finished(futures: Iterable[Future[Any]]) -> None:

@@ -24,6 +24,7 @@ from megatron_reason.schema.records import Message
 OF_THE_MODEL = "model"
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _PLACEHOLDER = "PLACEHOLDER"
+_THINK = "<think>"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Template:
     """Text around and after the messages, with the configured suffix."""
     system: str | None
     """System prompt of conversations that have none; None leaves it to the template."""
+    opening: str
+    """Beginning of every answer that stands in the prompt already: `<think>`, or nothing."""
     turn_end_ids: tuple[int, ...]
     """What the template writes after an assistant's message: a stop token, perhaps a newline."""
     stop_token_ids: tuple[int, ...]
@@ -71,12 +74,26 @@ class Template:
         """Ids to be supervised for the answer `text`; nothing is put before them.
 
         Args:
-            text: the answer.
+            text: the answer; the part of it that stands in the prompt is left out.
             finished: False for an answer that a token limit cut: it gets no turn end, so that the
                 model does not learn to stop there.
         """
+        if self.opening:
+            text = text.removeprefix(self.opening).lstrip("\n")
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return [*ids, *self.turn_end_ids] if finished else ids
+
+    def generated_ids(self, text: str, *, finished: bool = True) -> list[int]:
+        """Ids of the answer `text` as a model generates it.
+
+        Those of `response_ids` up to the stop token: what a template writes behind that was never
+        drawn.
+        """
+        ids = self.response_ids(text, finished=finished)
+        if not finished:
+            return ids
+        stop = next(i for i, one in enumerate(self.turn_end_ids) if one in self.stop_token_ids)
+        return ids[: len(ids) - len(self.turn_end_ids) + stop + 1]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -84,6 +101,14 @@ class Template:
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return cast("str", text)
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """Text of a generated answer, from the thought that the prompt opened; empty stays empty.
+
+        Graders tell by the opening tag that a thought was cut before it concluded anything.
+        """
+        text = self.decode(ids)
+        return f"{self.opening}\n{text}" if self.opening and text.strip() else text
 
     def _prepared(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         if not messages:
@@ -126,6 +151,7 @@ def load_template(config: TemplateConfig, hf_folder: Path) -> Template:
         tokenizer=tokenizer,
         chat=chat,
         system=config.system,
+        opening=_opening(tokenizer, chat),
         turn_end_ids=turn_end_ids,
         stop_token_ids=stop_token_ids,
         hash=_hash(config, chat, stop_token_ids, hf_folder),
@@ -199,6 +225,11 @@ def _render(
         turns, chat_template=chat.jinja, tokenize=False, add_generation_prompt=open_turn
     )
     return cast("str", rendered)
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, chat: ChatTemplate) -> str:
+    asked = _render(tokenizer, chat, [{"role": "user", "content": "question"}], open_turn=True)
+    return _THINK if asked.rstrip().endswith(_THINK) else ""
 
 
 def _turn_end(

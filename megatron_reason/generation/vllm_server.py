@@ -21,10 +21,10 @@ import httpx
 from megatron_reason import platform
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig
-from megatron_reason.errors import ConfigError, EngineDiedError
-from megatron_reason.files import write_text
+from megatron_reason.errors import ConfigError, EngineDiedError, StoppedError
 from megatron_reason.generation.buckets import TCP
 from megatron_reason.generation.child import Child
+from megatron_reason.generation.server_folder import register, unregister
 from megatron_reason.generation.vllm_arguments import engine_arguments, engine_environment
 from megatron_reason.logs import get_logger
 
@@ -63,6 +63,15 @@ class Serving:
         return f"http://{host}:{self.port}"
 
 
+def free_port(host: str) -> int:
+    """A port of `host`, an address of this machine, that nobody listens at.
+
+    Raises:
+        ConfigError: `host` is no address of this machine.
+    """
+    return _probed(host, 0)
+
+
 def serve(serving: Serving) -> None:
     """Serve until SIGTERM or SIGINT; a server that dies is started again.
 
@@ -70,8 +79,9 @@ def serve(serving: Serving) -> None:
         ConfigError: the port is taken.
         EngineDiedError: it died more often in a row than `engine.max_restarts` allows, or did not
             start in time.
+        StoppedError: SIGUSR1 told it that its time is over; it may be started again elsewhere.
     """
-    _check_port(serving)
+    _probed(serving.host, serving.port)
     ended = _Ended()
     deaths = 0
     while not ended.is_asked:
@@ -95,6 +105,11 @@ def serve(serving: Serving) -> None:
         finally:
             _registered(serving, is_up=False)
             child.close(_CLOSE_TIMEOUT_S)
+    if ended.by == signal.SIGUSR1:
+        raise StoppedError(
+            serving.url, "stopped by SIGUSR1; its weights are its trainers' to bring back.",
+            "The same command serves again.",
+        )  # fmt: skip
 
 
 def enter(connection: Connection) -> None:
@@ -110,13 +125,18 @@ class _Ended:
     """Whether somebody asked this process to end."""
 
     def __init__(self) -> None:
-        self.is_asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self.by = 0
+        """The signal that asked; 0 where none did."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._ask)
 
+    @property
+    def is_asked(self) -> bool:
+        return self.by != 0
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.is_asked = True
+        del frame
+        self.by = number
 
 
 def _arguments(serving: Serving) -> list[str]:
@@ -137,14 +157,15 @@ def _environment() -> dict[str, str]:
     return {**engine_environment(), "VLLM_SERVER_DEV_MODE": "1"}
 
 
-def _check_port(serving: Serving) -> None:
+def _probed(host: str, port: int) -> int:
+    """Listen for a moment at `port`, or at any that is free if it is 0; answers with the port."""
     try:
-        with socket.create_server((serving.host, serving.port)):
-            pass
+        with socket.create_server((host, port)) as server:
+            return server.getsockname()[1]
     except OSError as error:
         raise ConfigError(
             "serve",
-            f"cannot listen at {serving.host}:{serving.port} ({error.strerror}).",
+            f"cannot listen at {host}:{port} ({error.strerror}).",
             "Give another --port, or an address of this machine as --host.",
         ) from error
 
@@ -169,8 +190,8 @@ def _registered(serving: Serving, *, is_up: bool) -> None:
     """Keep our file in the folder of servers while we answer."""
     if serving.register is None:
         return
-    entry = serving.register / f"{socket.gethostname()}-{serving.port}.url"
+    name = f"{socket.gethostname()}-{serving.port}"
     if is_up:
-        write_text(entry, f"{serving.url}\n")
+        register(serving.register, name, serving.url)
     else:
-        entry.unlink(missing_ok=True)
+        unregister(serving.register, name)

@@ -135,10 +135,6 @@ class SlurmLauncher:
             raise failure(job, text, allocation.nodes[: job.nodes])
 
     def _srun(self, nodes: int, allocation: Allocation) -> list[str]:
-        cluster = self._cluster
-        container = [f"--container-image={cluster.container}"] if cluster.container else []
-        if cluster.container and cluster.mounts:
-            container.append(f"--container-mounts={','.join(cluster.mounts)}")
         return [
             "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
             f"--nodelist={','.join(allocation.nodes[:nodes])}",
@@ -146,8 +142,16 @@ class SlurmLauncher:
             f"--cpus-per-task={allocation.cpus_per_node}", "--export=ALL", "--mpi=none",
             # We decide when a failure ends the others, see `_follow`.
             "--kill-on-bad-exit=0", "--label", "--unbuffered",
-            *container, *cluster.srun_options,
+            *container_options(self._cluster), *self._cluster.srun_options,
         ]  # fmt: skip
+
+
+def container_options(cluster: ClusterConfig) -> list[str]:
+    """What srun is told of the cluster's container; empty where there is none."""
+    if not cluster.container:
+        return []
+    mounts = [f"--container-mounts={','.join(cluster.mounts)}"] if cluster.mounts else []
+    return [f"--container-image={cluster.container}", *mounts]
 
 
 def free_port(job_id: str, restarts: int) -> int:

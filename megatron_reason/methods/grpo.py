@@ -46,6 +46,9 @@ class GRPOConfig(PolicyConfig):
     overlong_buffer: int = Field(default=0, ge=0)
     """Tokens before `max_response_length` over which the reward falls by up to 1 (DAPO eq. 13);
     0 does not punish length."""
+    least_entropy: float = Field(default=0.0, ge=0)
+    """Tokens of less entropy, in nats, have no policy gradient, and still count in the mean: the
+    ablation of SRFT (arXiv 2506.19767), Figure A2, which does not give its threshold."""
 
 
 _OXA_RL = GRPOConfig(
@@ -145,7 +148,11 @@ class GRPO(PolicyMethod[GRPOConfig]):
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Clipped surrogate of each token."""
-        return policy_losses(stats, batch, self.config)
+        losses = policy_losses(stats, batch, self.config)
+        if self.config.least_entropy:
+            is_undecided_T = stats.entropy_T.detach() >= self.config.least_entropy
+            losses["pg"] = losses["pg"].where(is_undecided_T, 0.0)
+        return losses
 
     def credit(self, group: GroupOutcome) -> Credit:
         """Advantages within the group, after the penalty for length."""

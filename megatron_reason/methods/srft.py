@@ -129,7 +129,7 @@ class SRFT(RolloutMethod[SRFTConfig]):
                 return replace(self.needs, frozen=frozenset({Frozen.COEFFICIENTS}))
 
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
-        """Likelihood and reinforcement of demonstrations, correct and wrong rollouts."""
+        """Likelihood and reinforcement of demonstrations, correct and wrong rollouts; weights."""
         config = self.config
         mean, weight, length = config.rl_mean, config.rl_weight, config.max_response_length
         terms = [
@@ -137,6 +137,8 @@ class SRFT(RolloutMethod[SRFTConfig]):
             Term("rl_demo", over=Role.DEMO, mean=mean, coef=weight, constant=length),
             Term("correct", over=_CORRECT, mean=mean, coef=weight, constant=length),
             Term("wrong", over=_WRONG, mean=mean, coef=weight, constant=length),
+            Term("srft/w_sft", over=Role.DEMO, mean="token_mean", coef=0.0),
+            Term("srft/w_rl", over=_CORRECT, mean="token_mean", coef=0.0),
         ]
         if config.entropy_bonus:
             bonus = -config.entropy_bonus
@@ -144,18 +146,20 @@ class SRFT(RolloutMethod[SRFTConfig]):
         return terms
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """Weighted likelihoods, and -A p of demonstrations."""
+        """Weighted likelihoods, -A p of demonstrations, and the two weights."""
         config = self.config
         nll_T = -stats.logprob_T
         entropy_T = self._entropy_T(stats, batch)
-        sft_T = config.sft_scale * (-entropy_T).exp() * nll_T if config.weigh_sft else nll_T
-        correct_T = config.rl_scale * entropy_T.exp() * nll_T if config.weigh_rl else nll_T
+        one_T = torch.ones_like(entropy_T)
+        w_sft_T = config.sft_scale * (-entropy_T).exp() if config.weigh_sft else one_T
+        w_rl_T = config.rl_scale * entropy_T.exp() if config.weigh_rl else one_T
         prob_T = stats.logprob_T.exp()
         if config.demo_shape == "luffy":
             prob_T = prob_T / (prob_T + _LUFFY_GAMMA)
         advantage_T = batch.per_token(batch.advantage_S).to(prob_T.dtype)
         losses = {
-            "sft": sft_T, "rl_demo": -advantage_T * prob_T, "correct": correct_T, "wrong": -nll_T,
+            "sft": w_sft_T * nll_T, "rl_demo": -advantage_T * prob_T, "correct": w_rl_T * nll_T,
+            "wrong": -nll_T, "srft/w_sft": w_sft_T, "srft/w_rl": w_rl_T,
         }  # fmt: skip
         return losses | ({"entropy_bonus": stats.entropy_T} if config.entropy_bonus else {})
 

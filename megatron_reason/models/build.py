@@ -10,17 +10,11 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
-)
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import (
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -30,11 +24,9 @@ from megatron_reason.config.model import ModelConfig, StatsBackend
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.errors import ConversionError
 from megatron_reason.models.architecture import Shape, read_architecture
-from megatron_reason.models.attention import PackedAttention
 from megatron_reason.models.divisibility import check_topology
+from megatron_reason.models.layers import block_spec
 from megatron_reason.models.layout import HFConfig, head_width
-from megatron_reason.models.norm import RMSNorm
-from megatron_reason.models.router import Router
 from megatron_reason.schema.topology import Topology
 
 _ROPE_FIELDS: dict[str, frozenset[str]] = {
@@ -66,22 +58,22 @@ def build_model(
 
     Args:
         hf_folder: checkpoint whose shape is built.
-        model: data type, rotary base.
+        model: data type, rotary base, whose layers.
         parallel: layout; must be the one `topology` was made from.
         topology: this rank's place.
 
     Raises:
         ConversionError: a configuration no family covers.
+        ConfigError: layers of a library that is not installed, or does not fit the model.
         TopologyError: sizes that the layout cannot split.
     """
     config, architecture = read_architecture(hf_folder)
     check_topology(config, architecture, parallel)
     shape = architecture.shape(config)
-    dtype = getattr(torch, model.dtype)
-    transformer = _transformer_config(config, shape, parallel, dtype)
+    transformer = _transformer_config(config, shape, parallel, model)
     stage = Stage(
         config=transformer,
-        transformer_layer_spec=_block_spec(transformer, shape),
+        transformer_layer_spec=block_spec(transformer, shape, model.transformer_impl),
         vocab_size=config.vocab_size + -config.vocab_size % topology.tp_size,
         max_sequence_length=model.context_length or config.max_position_embeddings,
         pre_process=topology.is_first_stage,
@@ -94,7 +86,7 @@ def build_model(
     _mark_shards(stage)
     stage.rotary_pos_emb.inv_freq = _inverse_frequencies(config, model)
     # The distributed optimizer maps parameters to buffers by one data type: norms included.
-    return stage.to(dtype)
+    return stage.to(getattr(torch, model.dtype))
 
 
 def head_weight(model: nn.Module) -> Tensor:
@@ -139,29 +131,10 @@ def bare(model: nn.Module) -> Stage:
     return inner
 
 
-def _block_spec(transformer: TransformerConfig, shape: Shape) -> Any:  # noqa: ANN401
-    """Megatron's local layers with our attention and norms; its own type for it is too narrow."""
-    layer: Any = get_gpt_layer_local_spec(
-        num_experts=shape.experts.count if shape.experts else None,
-        normalization="RMSNorm",
-        qk_layernorm=shape.qk_norm,
-    )
-    layer.submodules.input_layernorm = RMSNorm
-    layer.submodules.pre_mlp_layernorm = RMSNorm
-    attention = layer.submodules.self_attention.submodules
-    attention.core_attention = ModuleSpec(module=PackedAttention)
-    if shape.qk_norm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    if shape.experts:
-        layer.submodules.mlp.submodules.router = Router
-    layers = [layer] * get_num_layers_to_build(transformer)
-    norm: Any = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
-
-
 def _transformer_config(
-    config: HFConfig, shape: Shape, parallel: ParallelConfig, dtype: torch.dtype
+    config: HFConfig, shape: Shape, parallel: ParallelConfig, model: ModelConfig
 ) -> TransformerConfig:
+    dtype = getattr(torch, model.dtype)
     return TransformerConfig(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -180,6 +153,7 @@ def _transformer_config(
         hidden_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -202,6 +176,8 @@ def _transformer_config(
         persist_layer_norm=False,
         attention_softmax_in_fp32=True,
         deallocate_pipeline_outputs=False,
+        fp8=model.fp8,
+        fp8_recipe=model.fp8_recipe,
         **_recompute_fields(shape, parallel),
     )
 

@@ -6,6 +6,7 @@ heads are written once, and the index lists what was written. Not here: which ra
 (`layout.py`), and the files beside the weights (`companions.py`).
 """
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,8 @@ def export_hf(
         max_shard_size: largest file in bytes; None keeps the source's distribution over files.
 
     Raises:
-        ConversionError: tensors that do not add up to the source's.
+        ConversionError: tensors that do not add up to the source's, or a disk that has no room for
+            them.
     """
     with open_checkpoint(source_folder) as source:
         stream = TensorStream(model, source, topology)
@@ -68,6 +70,7 @@ def export_hf(
             for _ in blocks(tensors):
                 pass
     else:
+        _require_space(target_folder, _num_bytes(files))
         with atomic_folder(target_folder) as folder:
             copy_companions(source_folder, folder, changes)
             for file, tensors in files.items():
@@ -252,7 +255,25 @@ def _write_index(folder: Path, files: Mapping[str, Mapping[str, Stored]], source
     if len(files) == 1 and SINGLE in files:
         return
     old = read_json(source / INDEX).get("metadata", {}) if (source / INDEX).is_file() else {}
-    size = sum(stored.nbytes for tensors in files.values() for stored in tensors.values())
     where = {name: file for file, tensors in files.items() for name in tensors}
-    index = {"metadata": {**old, "total_size": size}, "weight_map": dict(sorted(where.items()))}
+    index = {
+        "metadata": {**old, "total_size": _num_bytes(files)},
+        "weight_map": dict(sorted(where.items())),
+    }
     write_json(folder / INDEX, index)
+
+
+def _num_bytes(files: Mapping[str, Mapping[str, Stored]]) -> int:
+    return sum(stored.nbytes for tensors in files.values() for stored in tensors.values())
+
+
+def _require_space(target_folder: Path, num_bytes: int) -> None:
+    """Refuse before the first byte what cannot fit beside an older folder of that name."""
+    target_folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target_folder.parent).free
+    if free < num_bytes:
+        raise ConversionError(
+            str(target_folder),
+            f"the weights take {num_bytes / 1e9:.3g} GB; {free / 1e9:.3g} GB are free.",
+            "Free space, or write to a larger disk. What is there already is untouched.",
+        )

@@ -7,8 +7,8 @@ Source: docs/token_stats.md. Not here: communication (`vocab.py`)
 and the LM head (`head.py`).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from megatron_reason.ops.vocab import RowStats, VocabShard
 
 _SLAB_ELEMENTS = 1 << 19
 """Logits worked on at once on a CPU: 2 MiB in float32, about a core's own cache."""
+_SLAB_ROWS = 8
+"""Rows worked on at once at least: a vocabulary may be large, and the loss has a price per call."""
 _NO_WEIGHT = -1e4
 """Log-probability below which exp() is 0 in float64 too; keeps 0 x -inf out of sums."""
 
@@ -60,21 +62,17 @@ def row_stats(
         temperature: divides the logits, the reference's too.
         sum_p2: whether to compute the sum of squared probabilities.
     """
-    whole: dict[str, Tensor] = {}
+    whole, memory = _Whole(len(rows.target_T)), _Memory(shard, temperature)
     for place, slab in _slabs(rows):
-        values_TV = _prepared(slab.logits_TV, shard, temperature)
         ref_TV = None
         if slab.ref_logits_TV is not None:
-            ref_TV = _prepared(slab.ref_logits_TV, shard, temperature)
-        target = shard.local_target(slab.target_T)
-        part = _slab_stats(values_TV, target, ref_TV, sum_p2=sum_p2)
-        # Copied, so that nothing of a slab outlives it: small tensors that stay between large ones
-        # that go would cut the heap to pieces, and every slab would get fresh memory.
-        for name, value_T in zip(*part.fields(), strict=True):
-            if name not in whole:
-                whole[name] = value_T.new_empty(len(rows.target_T))
-            whole[name][place] = value_T
-    return RowStats(**whole)
+            ref_TV = memory.prepared("reference", slab.ref_logits_TV)
+        if shard.num_valid:
+            part = _slab_stats(_softmax(slab, memory), memory, ref_TV, sum_p2=sum_p2, keep=False)
+        else:
+            part = _no_columns(slab.logits_TV, sum_p2=sum_p2, with_reference=ref_TV is not None)
+        whole.put(place, part)
+    return whole.stats()
 
 
 def row_gradient(
@@ -98,24 +96,48 @@ def row_gradient(
     Source: docs/token_stats.md.
     """
     grad_TV = torch.empty_like(rows.logits_TV) if out is None else out
-    for place, slab in _slabs(rows):
-        values = _prepared(slab.logits_TV, shard, temperature)
+    memory = _Memory(shard, temperature)
+    for place, slab in _slabs(rows) if shard.num_valid else ():
+        soft = _softmax(slab, memory)
+        if shard.group is not None:
+            soft = _among_all(soft, stats[place])
         logq_TV = None
         if grads.kl_T is not None and slab.ref_logits_TV is not None:
             assert stats.ref_max_logit_T is not None, "a divergence has the reference's maxima"
             assert stats.ref_log_sum_T is not None, "a divergence has the reference's sums"
-            ref_TV = _prepared(slab.ref_logits_TV, shard, temperature)
+            ref_TV = memory.prepared("reference", slab.ref_logits_TV)
             logq_TV = (ref_TV - stats.ref_max_logit_T[place, None]).sub_(
                 stats.ref_log_sum_T[place, None]
             )
-        part_TV = _slab_gradient(values, shard, stats[place], grads[place], logq_TV)
-        if shard.num_valid:
-            column_T, is_here_T = shard.local_target(slab.target_T)
-            here_T = grads.logprob_T[place] * is_here_T
-            part_TV.scatter_add_(1, column_T[:, None], here_T[:, None])
-        grad_TV[place, : shard.num_valid] = part_TV if temperature == 1 else part_TV / temperature
+        part_TV = _slab_gradient(soft, stats[place], grads[place], logq_TV)
+        _write(part_TV, grad_TV[place], grads.logprob_T[place], slab, shard, temperature)
     grad_TV[:, shard.num_valid :] = 0
     return grad_TV
+
+
+def row_stats_and_gradient(
+    rows: RowLogits, shard: VocabShard, cotangents: Callable[[RowStats, slice], Cotangents],
+    temperature: float = 1.0,
+) -> RowStats:  # fmt: skip
+    """Both at once where this rank has the whole vocabulary: no probability is computed twice.
+
+    Args:
+        rows: logits, which are overwritten by their gradient, and targets; no reference.
+        shard: all columns, without a group.
+        cotangents: of some rows, from their statistics and their place among `rows`.
+        temperature: as in `row_stats`.
+    """
+    assert shard.group is None, "other ranks' columns belong to the statistics"
+    whole, memory = _Whole(len(rows.target_T)), _Memory(shard, temperature)
+    for place, slab in _slabs(rows):
+        soft = _softmax(slab, memory)
+        stats = _slab_stats(soft, memory, None, sum_p2=False, keep=True)
+        whole.put(place, stats)
+        grads = cotangents(stats, place)
+        part_TV = _slab_gradient(soft, stats, grads, None)
+        _write(part_TV, slab.logits_TV, grads.logprob_T, slab, shard, temperature)
+    rows.logits_TV[:, shard.num_valid :] = 0
+    return whole.stats()
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -123,43 +145,130 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@dataclass(frozen=True)
+class _Softmax:
+    """Softmax of some rows over this rank's columns, and what it is relative to."""
+
+    max_T: Tensor
+    """[T]: largest logit; the lowest finite number where every logit is -inf."""
+    log_sum_T: Tensor
+    """[T]: log of the sum of exp(logit - maximum); -inf where every logit is."""
+    target_logit_T: Tensor
+    """[T]: logit of the target; 0 where it is not among the columns."""
+    prob_TV: Tensor
+    """[T, V]: probabilities; NaN where every logit is -inf."""
+    shifted_TV: Tensor
+    """[T, V]: logit - maximum; finite."""
+    share_T: Tensor | None = None
+    """[T]: what these columns are of all ranks' probability; None where they are the whole."""
+
+    def of_all(self, value_T: Tensor) -> Tensor:
+        """[T, 1]: a factor of the probabilities, times their share."""
+        return (value_T if self.share_T is None else value_T * self.share_T)[:, None]
+
+
+class _Whole:
+    """Statistics of all rows, of which slabs are put in place one by one.
+
+    They are copied, so that nothing of a slab outlives it: small tensors that stay between large
+    ones that go would cut the heap to pieces, and every slab would get fresh memory.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self._values: dict[str, Tensor] = {}
+
+    def put(self, place: slice, part: RowStats) -> None:
+        for name, value_T in zip(*part.fields(), strict=True):
+            if name not in self._values:
+                self._values[name] = value_T.new_empty(self._num_rows)
+            self._values[name][place] = value_T
+
+    def stats(self) -> RowStats:
+        return RowStats(**self._values)
+
+
+class _Memory:
+    """Where slabs are worked on, one after the other.
+
+    It is used again and again: fresh pages cost a CPU more time than the arithmetic in them.
+    """
+
+    def __init__(self, shard: VocabShard, temperature: float) -> None:
+        self.shard = shard
+        self._temperature = temperature
+        self._tensors: dict[str, Tensor] = {}
+
+    def like(self, name: str, logits_TV: Tensor) -> Tensor:
+        """[T, V] for the real columns of a slab, wide; no slab has more rows than the first."""
+        if name not in self._tensors:
+            shape = (len(logits_TV), self.shard.num_valid)
+            self._tensors[name] = logits_TV.new_empty(shape, dtype=wide_dtype(logits_TV.dtype))
+        return self._tensors[name][: len(logits_TV)]
+
+    def prepared(self, name: str, logits_TV: Tensor) -> Tensor:
+        """Real columns, widened, tempered; a view where that changes nothing."""
+        real_TV = logits_TV[:, : self.shard.num_valid]
+        if self._temperature == 1 and real_TV.dtype == wide_dtype(real_TV.dtype):
+            return real_TV
+        values_TV = self.like(name, logits_TV).copy_(real_TV)
+        return values_TV if self._temperature == 1 else values_TV.div_(self._temperature)
+
+
+def _softmax(slab: RowLogits, memory: _Memory) -> _Softmax:
+    """Of at least one column.
+
+    The fused softmax takes half the time of exp() alone; 1 over the sum of exp(logit - maximum) is
+    the largest probability.
+    """
+    values_TV = memory.prepared("values", slab.logits_TV)
+    column_T, is_here_T = memory.shard.local_target(slab.target_T)
+    target_logit_T = values_TV.gather(1, column_T[:, None])[:, 0].where(is_here_T, 0.0)
+    max_T = _row_max(values_TV)
+    prob_TV = torch.softmax(values_TV, dim=1, out=memory.like("probabilities", values_TV))
+    log_sum_T = _negated_or_lowest(prob_TV.amax(dim=1).log_())
+    shifted_TV = torch.sub(values_TV, max_T[:, None], out=memory.like("values", values_TV))
+    return _Softmax(max_T, log_sum_T, target_logit_T, prob_TV, shifted_TV.clamp_(min=_NO_WEIGHT))
+
+
+def _row_max(logits_TV: Tensor) -> Tensor:
+    return logits_TV.amax(dim=1).clamp_(min=torch.finfo(logits_TV.dtype).min)
+
+
+def _among_all(soft: _Softmax, stats: RowStats) -> _Softmax:
+    """Relative to all ranks' columns: `log_sum_T` is such that log p = shifted - log_sum."""
+    lower_T = soft.max_T - stats.max_logit_T
+    share_T = (lower_T + (soft.log_sum_T - stats.log_sum_T)).exp_()
+    log_sum_T = stats.log_sum_T - lower_T.clamp(min=_NO_WEIGHT)
+    # NaN where this rank has nothing but -inf: 0 of the whole. A NaN logit is in the share, too.
+    prob_TV = soft.prob_TV.nan_to_num_(nan=0.0)
+    return replace(soft, log_sum_T=log_sum_T, prob_TV=prob_TV, share_T=share_T)
+
+
 def _slab_stats(
-    logits_TV: Tensor, target: tuple[Tensor, Tensor], ref_TV: Tensor | None, *, sum_p2: bool
+    soft: _Softmax, memory: _Memory, ref_TV: Tensor | None, *, sum_p2: bool, keep: bool
 ) -> RowStats:
-    if not logits_TV.shape[1]:
-        return _no_columns(logits_TV, sum_p2=sum_p2, with_reference=ref_TV is not None)
-    max_T, log_sum_T, prob_TV = _softmax(logits_TV)
-    sum_p2_T = prob_TV.square().sum(dim=1) if sum_p2 else None
-    column_T, is_here_T = target
-    target_logit_T = logits_TV.gather(1, column_T[:, None])[:, 0].where(is_here_T, 0.0)
-    shifted_TV = (logits_TV - max_T[:, None]).clamp_(min=_NO_WEIGHT)
+    """Uses `soft` up unless told to keep it."""
+    sum_p2_T = None
+    if sum_p2:
+        product_TV = memory.like("products", soft.prob_TV)
+        sum_p2_T = torch.square(soft.prob_TV, out=product_TV).sum(dim=1)
     ref_max_T = ref_log_sum_T = kl_T = None
     if ref_TV is not None:
         ref_max_T = _row_max(ref_TV)
         logq_TV = torch.log_softmax(ref_TV, dim=1)
         ref_log_sum_T = _negated_or_lowest(logq_TV.amax(dim=1))
-        log_ratio_TV = torch.sub(shifted_TV, logq_TV, out=logq_TV).sub_(log_sum_T[:, None])
-        kl_T = log_ratio_TV.mul_(prob_TV).masked_fill_(prob_TV == 0, 0).sum(dim=1)
-    entropy_T = log_sum_T - prob_TV.mul_(shifted_TV).sum(dim=1)
-    entropy_T.masked_fill_(log_sum_T == -torch.inf, 0)
+        log_ratio_TV = torch.sub(soft.shifted_TV, logq_TV, out=logq_TV)
+        log_ratio_TV.sub_(soft.log_sum_T[:, None]).mul_(soft.prob_TV)
+        kl_T = log_ratio_TV.masked_fill_(soft.prob_TV == 0, 0).sum(dim=1)
+    product_TV = memory.like("products", soft.prob_TV) if keep else soft.shifted_TV
+    mean_T = torch.mul(soft.prob_TV, soft.shifted_TV, out=product_TV).sum(dim=1)
+    entropy_T = soft.log_sum_T - mean_T
+    entropy_T.masked_fill_(soft.log_sum_T == -torch.inf, 0)
     return RowStats(
-        max_T, log_sum_T, entropy_T, target_logit_T, sum_p2_T, ref_max_T, ref_log_sum_T, kl_T
-    )
-
-
-def _softmax(logits_TV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row maximum, log of the sum of exp(logit - maximum), and probabilities.
-
-    The fused softmax takes half the time of exp() alone; 1 over that sum is the largest
-    probability. Where every logit is -inf, log_sum is -inf and the probabilities are NaN.
-    """
-    prob_TV = torch.softmax(logits_TV, dim=1)
-    log_sum_T = _negated_or_lowest(prob_TV.amax(dim=1).log_())
-    return _row_max(logits_TV), log_sum_T, prob_TV
-
-
-def _row_max(logits_TV: Tensor) -> Tensor:
-    return logits_TV.amax(dim=1).clamp_(min=torch.finfo(logits_TV.dtype).min)
+        soft.max_T, soft.log_sum_T, entropy_T, soft.target_logit_T, sum_p2_T, ref_max_T,
+        ref_log_sum_T, kl_T,
+    )  # fmt: skip
 
 
 def _negated_or_lowest(value_T: Tensor) -> Tensor:
@@ -167,46 +276,45 @@ def _negated_or_lowest(value_T: Tensor) -> Tensor:
     return value_T.neg_().nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def _no_columns(like_TV: Tensor, *, sum_p2: bool, with_reference: bool) -> RowStats:
-    zero_T = like_TV.new_zeros(len(like_TV))
+def _no_columns(logits_TV: Tensor, *, sum_p2: bool, with_reference: bool) -> RowStats:
+    zero_T = logits_TV.new_zeros(len(logits_TV), dtype=wide_dtype(logits_TV.dtype))
     lowest_T, never_T = zero_T + torch.finfo(zero_T.dtype).min, zero_T - torch.inf
     ref = (lowest_T, never_T, zero_T) if with_reference else (None, None, None)
     return RowStats(lowest_T, never_T, zero_T, zero_T, zero_T if sum_p2 else None, *ref)
 
 
 def _slab_gradient(
-    logits_TV: Tensor, shard: VocabShard, stats: RowStats, grads: Cotangents,
-    logq_TV: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """The part of the gradient that every column has."""
-    prob_TV = _probabilities(logits_TV, shard, stats)
+    soft: _Softmax, stats: RowStats, grads: Cotangents, logq_TV: Tensor | None
+) -> Tensor:
+    """The part of the gradient that every column has; uses `soft` and `logq_TV` up."""
     if grads.entropy_T is None and logq_TV is None:
-        return prob_TV.mul_(-grads.logprob_T[:, None])
+        return soft.prob_TV.mul_(soft.of_all(-grads.logprob_T))
     factor_T = -grads.logprob_T
     slope_T = torch.zeros_like(factor_T)
     if logq_TV is not None:
         assert grads.kl_T is not None, "only a divergence with a cotangent brings logq"
         assert stats.kl_T is not None, "a divergence with a cotangent was computed"
         slope_T, factor_T = slope_T + grads.kl_T, factor_T - grads.kl_T * stats.kl_T
-        logq_TV.clamp_(min=_NO_WEIGHT).mul_(grads.kl_T[:, None])
+        logq_TV.clamp_(min=_NO_WEIGHT).mul_(soft.of_all(grads.kl_T))
     if grads.entropy_T is not None:
         slope_T = slope_T - grads.entropy_T
         factor_T = factor_T - grads.entropy_T * stats.entropy_T
-    shifted_TV = (logits_TV - stats.max_logit_T[:, None]).clamp_(min=_NO_WEIGHT)
-    shifted_TV.mul_(slope_T[:, None])
+    slopes_TV = soft.shifted_TV.mul_(soft.of_all(slope_T))
     if logq_TV is not None:
-        shifted_TV.sub_(logq_TV)
-    # slope * log p = slope * (logit - max) - slope * log_sum
-    return prob_TV.mul_(shifted_TV.add_((factor_T - slope_T * stats.log_sum_T)[:, None]))
+        slopes_TV.sub_(logq_TV)
+    # slope * log p = slope * shifted - slope * log_sum
+    slopes_TV.add_(soft.of_all(factor_T - slope_T * soft.log_sum_T))
+    return soft.prob_TV.mul_(slopes_TV)
 
 
-def _probabilities(logits_TV: Tensor, shard: VocabShard, stats: RowStats) -> Tensor:
-    """Probabilities among all ranks' columns."""
-    if shard.group is None or not shard.num_valid:
-        return torch.softmax(logits_TV, dim=1)
-    max_T, log_sum_T, prob_TV = _softmax(logits_TV)
-    share_T = ((max_T - stats.max_logit_T) + (log_sum_T - stats.log_sum_T)).exp_()
-    return prob_TV.mul_(share_T[:, None]).masked_fill_((share_T == 0)[:, None], 0)
+def _write(
+    part_TV: Tensor, grad_TV: Tensor, grad_logprob_T: Tensor, slab: RowLogits,
+    shard: VocabShard, temperature: float,
+) -> None:  # fmt: skip
+    """Add what only the target's column has, and store the real columns."""
+    column_T, is_here_T = shard.local_target(slab.target_T)
+    part_TV.scatter_add_(1, column_T[:, None], (grad_logprob_T * is_here_T)[:, None])
+    grad_TV[:, : shard.num_valid] = part_TV if temperature == 1 else part_TV.div_(temperature)
 
 
 def _slabs(rows: RowLogits) -> Iterator[tuple[slice, RowLogits]]:
@@ -214,14 +322,8 @@ def _slabs(rows: RowLogits) -> Iterator[tuple[slice, RowLogits]]:
     num_rows, num_columns = rows.logits_TV.shape
     size = max(num_rows, 1)
     if rows.logits_TV.device.type == "cpu":
-        size = max(1, _SLAB_ELEMENTS // max(num_columns, 1))
+        size = max(_SLAB_ROWS, _SLAB_ELEMENTS // max(num_columns, 1))
     for begin in range(0, max(num_rows, 1), size):
-        place = slice(begin, begin + size)
+        place = slice(begin, min(begin + size, num_rows))
         ref_TV = None if rows.ref_logits_TV is None else rows.ref_logits_TV[place]
         yield place, RowLogits(rows.logits_TV[place], rows.target_T[place], ref_TV)
-
-
-def _prepared(logits_TV: Tensor, shard: VocabShard, temperature: float) -> Tensor:
-    """Real columns, widened, tempered."""
-    values_TV = logits_TV[:, : shard.num_valid].to(wide_dtype(logits_TV.dtype))
-    return values_TV if temperature == 1 else values_TV / temperature

@@ -17,7 +17,14 @@ from torch import Tensor
 from megatron_reason.errors import DataError
 from megatron_reason.ops.head import ChunkedHead, HeadGradient, chunks_of, cotangents_of
 from megatron_reason.ops.inputs import HeadOptions, Request, check_head
-from megatron_reason.ops.rows import Cotangents, RowLogits, row_gradient, row_stats, wide_dtype
+from megatron_reason.ops.rows import (
+    Cotangents,
+    RowLogits,
+    row_gradient,
+    row_stats,
+    row_stats_and_gradient,
+    wide_dtype,
+)
 from megatron_reason.ops.vocab import RowStats, VocabShard, concatenated, merged_over
 from megatron_reason.schema.batch import TokenStats
 
@@ -69,24 +76,18 @@ class _StreamedLoss(torch.autograd.Function):
     ):  # fmt: skip
         shard = VocabShard.of(len(weight_VD), request.vocab_size, request.tp_group)
         total = HeadGradient(request, hidden_TD, weight_VD, *ctx.needs_input_grad[:2])
-        loss = hidden_TD.new_zeros((), dtype=wide_dtype(hidden_TD.dtype))
+        loss = _RunningLoss(token_loss, hidden_TD.new_zeros((), dtype=wide_dtype(hidden_TD.dtype)))
         head = ChunkedHead(hidden_TD, weight_VD, request)
         parts: list[RowStats] = []
         for rows in chunks_of(len(target_T), request):
-            logits_CV = head.logits(rows)
-            chunk = RowLogits(logits_CV, target_T[rows])
-            stats = merged_over(request.tp_group, row_stats(chunk, shard, request.temperature))
-            parts.append(stats)
-            loss_C, cotangents = _differentiated(stats, token_loss, rows)
-            loss += loss_C.sum()
+            chunk = RowLogits(head.logits(rows), target_T[rows])
+            parts.append(_overwritten(chunk, shard, request, loss.of(rows)))
             if any(ctx.needs_input_grad[:2]):
-                total.add(rows, row_gradient(
-                    chunk, shard, stats, cotangents, request.temperature, out=logits_CV
-                ))  # fmt: skip
+                total.add(rows, chunk.logits_TV)
         ctx.save_for_backward(*total.totals())
         whole = concatenated(parts)
         ctx.mark_non_differentiable(logprob_T := whole.logprob_T, whole.entropy_T)
-        return loss, logprob_T, whole.entropy_T
+        return loss.total, logprob_T, whole.entropy_T
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):  # noqa: ANN205, ANN401
@@ -95,24 +96,52 @@ class _StreamedLoss(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def _differentiated(
-    stats: RowStats, token_loss: TokenLoss, rows: slice
-) -> tuple[Tensor, Cotangents]:
-    """Losses of a chunk, and their derivatives by log-probability and entropy."""
-    with torch.enable_grad():
-        logprob_C = stats.logprob_T.detach().requires_grad_()
-        entropy_C = stats.entropy_T.detach().requires_grad_()
-        loss_C = token_loss(TokenStats(logprob_C, entropy_C), rows)
-        if loss_C.shape != logprob_C.shape:
-            raise DataError(
-                "streamed_loss token_loss",
-                f"it returned values of shape {list(loss_C.shape)} for {len(logprob_C)} tokens.",
-                "Return one value per token of the chunk, already weighted and not summed.",
+class _RunningLoss:
+    """Sum of the losses of tokens, and what their derivatives are."""
+
+    def __init__(self, token_loss: TokenLoss, zero: Tensor) -> None:
+        self._token_loss = token_loss
+        self.total = zero
+
+    def of(self, rows: slice) -> Callable[[RowStats, slice], Cotangents]:
+        """For places counted from the first of `rows`."""
+
+        def cotangents(stats: RowStats, place: slice) -> Cotangents:
+            return self._add(stats, slice(rows.start + place.start, rows.start + place.stop))
+
+        return cotangents
+
+    def _add(self, stats: RowStats, rows: slice) -> Cotangents:
+        with torch.enable_grad():
+            logprob_C = stats.logprob_T.detach().requires_grad_()
+            entropy_C = stats.entropy_T.detach().requires_grad_()
+            loss_C = self._token_loss(TokenStats(logprob_C, entropy_C), rows)
+            if loss_C.shape != logprob_C.shape:
+                raise DataError(
+                    "streamed_loss token_loss",
+                    f"it returned values of shape {list(loss_C.shape)} for {len(logprob_C)} "
+                    "tokens.",
+                    "Return one value per token of the chunk, already weighted and not summed.",
+                )
+            loss = loss_C.sum()
+            grads: list[Tensor | None] = list(
+                torch.autograd.grad(loss, (logprob_C, entropy_C), allow_unused=True)
             )
-        grads: list[Tensor | None] = list(
-            torch.autograd.grad(loss_C.sum(), (logprob_C, entropy_C), allow_unused=True)
-        )
-    return loss_C.detach(), cotangents_of((*grads, None), stats)
+        self.total += loss.detach()
+        return cotangents_of((*grads, None), stats)
+
+
+def _overwritten(
+    chunk: RowLogits, shard: VocabShard, request: Request,
+    cotangents: Callable[[RowStats, slice], Cotangents],
+) -> RowStats:  # fmt: skip
+    """Statistics of a chunk, whose logits become their own gradient."""
+    if request.tp_group is None:
+        return row_stats_and_gradient(chunk, shard, cotangents, request.temperature)
+    stats = merged_over(request.tp_group, row_stats(chunk, shard, request.temperature))
+    grads = cotangents(stats, slice(0, len(chunk.target_T)))
+    row_gradient(chunk, shard, stats, grads, request.temperature, out=chunk.logits_TV)
+    return stats
 
 
 def _scaled(value: Tensor | None, factor: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megatron_reason import __version__
 from megatron_reason.config.base import Strict
 from megatron_reason.config.evaluate import EvalConfig
 from megatron_reason.config.launch import LaunchConfig
@@ -17,23 +18,27 @@ from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.config.template import TemplateConfig
-from megatron_reason.curation._parts import PARTS
 from megatron_reason.curation.base import STAGES, StageContext, StageResult, build_stage
 from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.evaluation.average import average, average_name
 from megatron_reason.evaluation.suite import suite_settings
 from megatron_reason.evaluation.summary import EvalSummary
 from megatron_reason.files import hash_text, read_json
+from megatron_reason.logs import get_logger
 from megatron_reason.models.sources import resolve_model
+from megatron_reason.pipeline.begun import begin, begun_as
 from megatron_reason.pipeline.keeper import EngineKeeper
+from megatron_reason.pipeline.lock import LOCKS, stage_locks
 from megatron_reason.pipeline.manifest import (
     Manifest,
     fingerprints,
     installed_versions,
     now,
+    read_manifest,
     write_manifest,
 )
 from megatron_reason.pipeline.measure import Subject, measure, problem_sets
-from megatron_reason.pipeline.plan import train_name
+from megatron_reason.pipeline.plan import files_named, train_name
 from megatron_reason.pipeline.run_config import AnyStage, RunConfig
 from megatron_reason.pipeline.stages import STAGE_RESULT
 from megatron_reason.pipeline.workers import run_on_ranks
@@ -41,9 +46,8 @@ from megatron_reason.registry import suggest
 from megatron_reason.schema.tables import Kind, table_path
 from megatron_reason.training.jobs import EntropyJob, RolloutJob, StageJob, TrainJob
 
+_LOG = get_logger(__name__)
 MODEL_CACHE = Path("models")
-_UNFINISHED = (PARTS, "logs")
-"""What a stage that was killed leaves behind, from which it goes on."""
 _NO_MODEL = ModelConfig(path="(no model given: --set model.path=...)")
 
 
@@ -91,12 +95,14 @@ def run_stage_alone(
     Args:
         kind: kind of stage.
         inputs: folders it reads, each as `DIR` or `NAME=DIR`.
-        output: folder to write to, not there yet or empty.
+        output: folder to write to: not there yet, empty, or one in which the same command was
+            interrupted, or has ended.
         overrides: `--set` texts on `StageSettings`.
 
     Raises:
         ConfigError: settings that cannot be used, or inputs that do not match them.
-        DataError: an input that is no folder, or an output that is in use.
+        DataError: an input that is no folder, or an output that holds something else.
+        LaunchError: another process works on the same output.
         ReasonError: whatever the stage cannot go on with.
     """
     folders = _named_folders(inputs)
@@ -108,32 +114,56 @@ def run_stage_alone(
             f"it reads '{missing[0]}'; --in gives {', '.join(folders) or 'nothing'}.",
             suggest(missing[0], [*folders]) if folders else f"Add --in {missing[0]}=DIR",
         )
-    if output.exists() and any(path.name not in _UNFINISHED for path in output.iterdir()):
-        raise DataError(
-            str(output), "the folder is not empty.", "Remove it, or give another with --out."
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    started_s = time.monotonic()
-    result = _run(settings, folders, output)
-    read = {name: fingerprints(folder) for name, folder in folders.items()}
-    config = settings.stage.model_dump(mode="json")
-    write_manifest(
-        output,
-        Manifest(
+    read = {name: hash_text(json.dumps(fingerprints(path))) for name, path in folders.items()}
+    digest = _digest(settings, read)
+    if done := _done_before(output, digest):
+        return done
+    with stage_locks(output, [settings.stage.name]):
+        begin(output, digest)
+        started_s = time.monotonic()
+        result = _run(settings, folders, output)
+        manifest = Manifest(
             name=settings.stage.name,
             kind="curate",
-            hash=hash_text(settings.model_dump_json() + json.dumps(read)),
-            inputs={name: hash_text(json.dumps(found)) for name, found in read.items()},
+            hash=digest,
+            inputs=read,
             num_rows=result.num_rows,
             counts=dict(result.counts),
             seconds=round(time.monotonic() - started_s, 3),
             versions=installed_versions(),
             finished_at=now(),
-            config=config,
+            config=settings.stage.model_dump(mode="json"),
             outputs=fingerprints(output),
-        ),
-    )
+        )
+        write_manifest(output, manifest)
     return result
+
+
+def _digest(settings: StageSettings, read: Mapping[str, str]) -> str:
+    """Hash of everything that the output depends on; processes and memory are none of it."""
+    described = settings.model_dump(mode="json", exclude={"launch", "engine"})
+    described["engine"] = settings.engine.name, settings.engine.max_model_len
+    described["files"] = files_named(described)
+    described["version"] = __version__
+    return hash_text(json.dumps(described | {"read": dict(read)}, sort_keys=True))
+
+
+def _done_before(output: Path, digest: str) -> StageResult | None:
+    """What came out where this very stage has ended; None where it is to begin or to go on."""
+    found = [] if not output.is_dir() else [p for p in output.iterdir() if p.name != LOCKS]
+    begun = begun_as(output)
+    if found and begun != digest:
+        raise DataError(
+            str(output),
+            "the folder is not empty."
+            if begun is None
+            else "a stage was begun in the folder with other settings, or on other tables.",
+            "Remove it, or give another with --out.",
+        )
+    if (manifest := read_manifest(output)) is None:
+        return None
+    _LOG.info("%s: done before", output)
+    return StageResult(manifest.num_rows, manifest.counts)
 
 
 def training_job(
@@ -175,7 +205,7 @@ def training_job(
             config.model.path, config.run.model_cache, random_weights=config.model.random_weights
         ),
         output=output or config.run.folder / train_name(chosen),
-        seed=config.run.seed,
+        seed=config.seed_of(chosen),
         plugins=config.plugins,
         method=config.variants[chosen].method,
         train=config.train_of(chosen),
@@ -219,7 +249,7 @@ def measure_alone(
         overrides: `--set` texts on `EvalSettings`.
 
     Returns:
-        Summaries by the name of the table or benchmark.
+        Summaries by the name of the table or benchmark; behind several benchmarks their mean.
 
     Raises:
         ConfigError: settings that cannot be used, or nothing to measure on.
@@ -239,7 +269,8 @@ def measure_alone(
     with EngineKeeper(
         settings.engine, dtype=settings.model.dtype, log_folder=output / "logs"
     ) as keeper:
-        for problem_set in problem_sets(settings.eval, table):
+        sets = problem_sets(settings.eval, table)
+        for problem_set in sets:
             summaries[problem_set.name] = measure(
                 subject,
                 problem_set,
@@ -248,6 +279,9 @@ def measure_alone(
                 output=output,
                 run_job=run_job,
             )
+    measured = {one.name: summaries[one.name] for one in sets if one.folder != Path()}
+    if len(measured) > 1:
+        summaries[average_name(measured)] = average(measured)
     return summaries
 
 

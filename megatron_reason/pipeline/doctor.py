@@ -59,9 +59,9 @@ _LIBRARIES = (
     _Library("wandb", ("wandb",), False, "the metric sink wandb"),
 )
 _ACCELERATORS = {
-    "transformer_engine": "Megatron's local layers are used, so no FP8 and no context parallelism",
+    "transformer_engine": "Megatron's local layers and torch's attention are used, and no FP8",
     "apex": "torch's own norms and AdamW are used",
-    "flash_attn": "torch's scaled_dot_product_attention is used",
+    "flash_attn": "the attention kernels in torch are used",
 }
 """Optional libraries for GPUs, and what stands in for them."""
 _ENOUGH_SHARED_MEMORY_GB = 2

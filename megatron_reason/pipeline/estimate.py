@@ -45,6 +45,7 @@ _LOGITS_KEPT = 256 * 2**20
 _LOGITS_CHUNK = 1024
 # What a layout costs in speed; assumptions that order layouts.
 _TP_COST = 0.05
+_CP_COST = 0.05
 _RECOMPUTE_COST: dict[Recompute, float] = {"none": 1.0, "selective": 1.15, "full": 4 / 3}
 
 
@@ -56,17 +57,26 @@ class Layout:
     pp: int
     dp: int
     tokens: int
-    """Tokens of a micro-batch."""
+    """Tokens of a micro-batch, of which a context-parallel rank holds an equal part."""
     recompute: Recompute = "none"
     sequence_parallel: bool = False
+    cp: int = 1
 
     @property
     def ranks(self) -> int:
         """All ranks."""
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.cp * self.dp
+
+    @property
+    def own_tokens(self) -> float:
+        """Tokens of a micro-batch on one rank."""
+        return self.tokens / self.cp
 
     def __str__(self) -> str:
-        words = [f"TP {self.tp}", f"PP {self.pp}", f"DP {self.dp}", f"{self.tokens} tokens"]
+        words = [f"TP {self.tp}", f"PP {self.pp}"]
+        if self.cp > 1:
+            words.append(f"CP {self.cp}")
+        words += [f"DP {self.dp}", f"{self.tokens} tokens"]
         if self.recompute != "none":
             words.append(f"recompute {self.recompute}")
         return ", ".join(words)
@@ -135,7 +145,7 @@ def _stage(sizes: Sizes, layout: Layout, extras: Extras, stage: int) -> Memory:
     return Memory(
         weights=weights * extras.value_bytes,
         gradients=weights * 4,
-        optimizer=weights * per_weight / layout.dp,
+        optimizer=weights * per_weight / (layout.dp * layout.cp),
         activations=_activations(sizes, layout, extras.value_bytes, layers, in_flight),
         logits=_logits(sizes, layout, extras) if is_last else 0.0,
         reference=weights * extras.value_bytes if extras.has_reference else 0.0,
@@ -153,6 +163,9 @@ def _activations(
     # The projection (whole, for the values are a view of it), rotated queries and keys, and the
     # context twice: from the kernel, and joined again from the packed sequences.
     mixing = (attention + 2 * keys) + (attention + keys) + 2 * attention
+    if layout.cp > 1:
+        # Keys and values of all ranks, as far as this rank's two pieces of a sequence see them.
+        mixing += 2 * keys * (layout.cp + 0.5)
     # Gate and up, their activation, and the product that goes down.
     feed_forward = 4 * sizes.ffn / layout.tp
     norms = 4 * sizes.hidden / shared
@@ -162,16 +175,16 @@ def _activations(
         "selective": layers * (norms + mixing) + feed_forward,
         "full": layers * sizes.hidden / shared + whole,
     }[layout.recompute]
-    return kept * layout.tokens * value_bytes * in_flight
+    return kept * layout.own_tokens * value_bytes * in_flight
 
 
 def _logits(sizes: Sizes, layout: Layout, extras: Extras) -> float:
     """Chunks of logits, and float32 gradients of hidden states and head while they are formed."""
     vocab, value_bytes = sizes.vocab / layout.tp, extras.value_bytes
     row = vocab * value_bytes
-    kept = min(_LOGITS_KEPT, layout.tokens * row) if extras.keeps_logits else 0.0
-    chunk = min(_LOGITS_CHUNK, layout.tokens) * vocab * (value_bytes + 4)
-    gradients = (layout.tokens + vocab) * sizes.hidden * (4 + value_bytes)
+    kept = min(_LOGITS_KEPT, layout.own_tokens * row) if extras.keeps_logits else 0.0
+    chunk = min(_LOGITS_CHUNK, layout.own_tokens) * vocab * (value_bytes + 4)
+    gradients = (layout.own_tokens + vocab) * sizes.hidden * (4 + value_bytes)
     return kept + chunk + gradients
 
 
@@ -197,12 +210,16 @@ def tokens_per_second(sizes: Sizes, layout: Layout, work: Workload, gpu: Gpu, mf
     """Tokens all ranks together train on in a second, if their GPUs reach `mfu` of their peak."""
     microbatches = max(1.0, work.tokens_per_update / (layout.dp * layout.tokens))
     bubble = (microbatches + layout.pp - 1) / microbatches
-    halvings = (layout.tp - 1).bit_length()
-    cost = bubble * _RECOMPUTE_COST[layout.recompute] * (1 + _TP_COST) ** halvings
+    cost = bubble * _RECOMPUTE_COST[layout.recompute]
+    cost *= (1 + _TP_COST) ** _halvings(layout.tp) * (1 + _CP_COST) ** _halvings(layout.cp)
     rate = layout.ranks * gpu.flops * mfu / flops_per_token(sizes, work.mean_length)
     # Fewer micro-batches than data-parallel ranks leave some of these idle.
     idle = min(1.0, work.tokens_per_update / (layout.dp * layout.tokens))
     return rate * idle / cost
+
+
+def _halvings(size: int) -> int:
+    return (size - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -251,13 +268,14 @@ def ranked(
 
 def _layouts(sizes: Sizes, machine: Machine, tokens: int) -> Iterator[Layout]:
     recomputes: tuple[Recompute, ...] = ("none", "selective", "full")
-    for tp, pp in product((1, 2, 4, 8), range(1, machine.count + 1)):
-        if machine.count % (tp * pp) or tp > machine.per_node:
+    shared = (1, 2, 4, 8)
+    for tp, cp, pp in product(shared, shared, range(1, machine.count + 1)):
+        if machine.count % (tp * cp * pp) or tp * cp > machine.per_node:
             continue
         if _splits(sizes, tp, pp):
-            dp = machine.count // (tp * pp)
+            dp = machine.count // (tp * cp * pp)
             for recompute in recomputes:
-                yield Layout(tp, pp, dp, tokens, recompute, sequence_parallel=tp > 1)
+                yield Layout(tp, pp, dp, tokens, recompute, sequence_parallel=tp > 1, cp=cp)
 
 
 def _splits(sizes: Sizes, tp: int, pp: int) -> bool:
@@ -290,16 +308,19 @@ def cheapest_changes(
         "pipeline": [(layout.tp, 2 * layout.pp), (layout.tp, 4 * layout.pp)],
     }.items():
         for tp, pp in factors:
-            if layout.ranks % (tp * pp) or not _splits(sizes, tp, pp):
+            if layout.ranks % (tp * pp * layout.cp) or not _splits(sizes, tp, pp):
                 continue
             size = tp if key == "tensor" else pp
             sequence = layout.sequence_parallel or key == "tensor"
-            changed = replace(
-                layout, tp=tp, pp=pp, dp=layout.ranks // (tp * pp), sequence_parallel=sequence
-            )
+            dp = layout.ranks // (tp * pp * layout.cp)
+            changed = replace(layout, tp=tp, pp=pp, dp=dp, sequence_parallel=sequence)
             words = f"train.parallel.{key}_model_parallel_size: {size}"
             if sequence and not layout.sequence_parallel:
                 words += " with sequence_parallel: true"
             changes.append((words, changed))
+    for factor in (2, 4):
+        if layout.dp % factor == 0:
+            changed = replace(layout, cp=factor * layout.cp, dp=layout.dp // factor)
+            changes.append((f"train.parallel.context_parallel_size: {changed.cp}", changed))
     totals = [(words, memory_of(sizes, changed, extras).total) for words, changed in changes]
     return [(words, total) for words, total in totals if total <= limit][:3]

@@ -1,8 +1,8 @@
-"""Runs a plan: skips what is done, runs the rest here or on worker processes, one stage at a time.
+"""Runs a plan: skips what is done, runs the rest here or on worker processes, stage by stage.
 
-A stage's folder holds `hash` from its start on and `stage.json` from its end on. Curation begins
-anew after an interruption; training and evaluation go on from what their folders hold, as long as
-the hash is still the planned one. Not here: what each kind of stage does (`stages.py`).
+A stage's folder holds `hash` from its start on and `stage.json` from its end on. An interrupted
+stage goes on from what its folder holds, as long as the hash is still the planned one. Not here:
+what each kind of stage does (`stages.py`).
 """
 
 import os
@@ -13,16 +13,18 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from megatron_reason.errors import ConfigError, LaunchError
-from megatron_reason.files import write_json, write_text
+from megatron_reason.files import STAGE_MANIFEST, write_json, write_text
 from megatron_reason.launch.signals import interruptible
 from megatron_reason.logs import get_logger
 from megatron_reason.models.sources import resolve_model
+from megatron_reason.pipeline.begun import begin, begun_as
 from megatron_reason.pipeline.keeper import EngineKeeper
 from megatron_reason.pipeline.lock import stage_locks
 from megatron_reason.pipeline.manifest import (
@@ -33,6 +35,7 @@ from megatron_reason.pipeline.manifest import (
     now,
     write_manifest,
 )
+from megatron_reason.pipeline.measure import problem_sets
 from megatron_reason.pipeline.plan import (
     PlannedStage,
     check_layouts_of,
@@ -41,10 +44,11 @@ from megatron_reason.pipeline.plan import (
     write_plan,
 )
 from megatron_reason.pipeline.run_config import RunConfig
+from megatron_reason.pipeline.side_by_side import run_side_by_side
 from megatron_reason.pipeline.stages import Setting, run_stage
+from megatron_reason.platform import distributed_backend, limit_threads
 
 _LOG = get_logger(__name__)
-_HASH = "hash"
 
 
 def execute(
@@ -69,6 +73,7 @@ def execute(
 
     Raises:
         ConfigError: no such stage, or `only` together with the other two.
+        DataError: benchmarks whose files are missing or wrong, before anything is done.
         LaunchError: another process works on one of the stages, a stage whose inputs are not done,
             or worker processes that did not end well.
         ReasonError: whatever a stage cannot go on with.
@@ -83,20 +88,54 @@ def execute(
         )
         check_layouts_of(config, model_folder)
         _adopt_folders(folder, plan)
+        _check_benchmarks(config, folder, chosen)
         started_s = time.monotonic()
-        with EngineKeeper(
-            config.engine, dtype=config.model.dtype, log_folder=folder / "logs"
-        ) as keeper:
-            setting = Setting(config, folder, model_folder, plan, keeper)
-            for stage in chosen:
-                with interruptible(f"stage '{stage.name}'"):
-                    _run_unless_done(stage, setting)
+        if config.launch.stages_at_once > 1:
+            _run_side_by_side(chosen, config, folder, model_folder)
+        else:
+            _run_stages(chosen, config, folder, model_folder)
         _LOG.info(
             "%d of %d stages are done, %.0f s; %s",
             sum(is_done(folder / stage.folder, stage.hash) for stage in plan),
             len(plan), time.monotonic() - started_s, folder,
         )  # fmt: skip
     return folder
+
+
+def _run_stages(
+    chosen: Sequence[PlannedStage], config: RunConfig, folder: Path, model_folder: Path
+) -> None:
+    with EngineKeeper(
+        config.engine, dtype=config.model.dtype, log_folder=folder / "logs"
+    ) as keeper:
+        setting = Setting(config, folder, model_folder, make_plan(config), keeper)
+        for stage in chosen:
+            with interruptible(f"stage '{stage.name}'"):
+                _run_unless_done(stage, setting)
+
+
+def _run_side_by_side(
+    chosen: Sequence[PlannedStage], config: RunConfig, folder: Path, model_folder: Path
+) -> None:
+    if distributed_backend() == "nccl":
+        raise ConfigError(
+            "launch.stages_at_once",
+            f"{config.launch.stages_at_once} stages would share the GPUs of this machine, all of "
+            "which a training takes.",
+            "Set it to 1; on a cluster variants train side by side: mreason run CONFIG --on NAME.",
+        )
+    run_side_by_side(
+        {stage.name: stage.inputs for stage in chosen},
+        partial(_run_alone, config=config, folder=folder, model_folder=model_folder),
+        at_once=config.launch.stages_at_once,
+    )
+
+
+def _run_alone(name: str, *, config: RunConfig, folder: Path, model_folder: Path) -> None:
+    """One stage, in a process that may have done others before."""
+    limit_threads(config.launch.threads_per_process)
+    plan = make_plan(config)
+    _run_stages([plan[find_stage(plan, name, "--only")]], config, folder, model_folder)
 
 
 def choose(
@@ -159,6 +198,13 @@ def _adopt_folders(folder: Path, plan: Sequence[PlannedStage]) -> None:
             newest.rename(target)
 
 
+def _check_benchmarks(config: RunConfig, folder: Path, chosen: Sequence[PlannedStage]) -> None:
+    """Read what models will be asked: a missing file must not be found after a training."""
+    evals = [stage for stage in chosen if stage.kind == "eval"]
+    if config.eval is not None and not all(is_done(folder / s.folder, s.hash) for s in evals):
+        problem_sets(config.eval, None)
+
+
 def _run_unless_done(stage: PlannedStage, setting: Setting) -> None:
     folder = setting.folder_of(stage)
     if is_done(folder, stage.hash):
@@ -203,11 +249,13 @@ def _curation_of(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def _prepare(folder: Path, stage: PlannedStage) -> None:
-    """Make the folder; keep what is in it only if this very stage can go on with it."""
-    mark = folder / _HASH
-    can_go_on = stage.kind in ("train", "eval", "curate")
-    is_same = mark.is_file() and mark.read_text(encoding="utf-8").strip() == stage.hash
-    if folder.exists() and not (can_go_on and is_same):
+    """Make the folder; keep what is in it only if this very stage can go on with it.
+
+    Answers are never removed: an evaluation moves those aside that it cannot use.
+    """
+    is_same = begun_as(folder) == stage.hash
+    if stage.kind == "eval":
+        (folder / STAGE_MANIFEST).unlink(missing_ok=True)
+    elif folder.exists() and not (is_same and stage.kind in ("train", "curate")):
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(mark, stage.hash + "\n")
+    begin(folder, stage.hash)

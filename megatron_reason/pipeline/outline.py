@@ -74,10 +74,12 @@ def _processes(config: RunConfig, planned: PlannedStage) -> str:
     if parallel is None:
         return ""
     copies = parallel.data_parallel_size(config.launch.world_size)
-    experts = parallel.expert_model_parallel_size
+    experts, context = parallel.expert_model_parallel_size, parallel.context_parallel_size
     return (
         f"TP {parallel.tensor_model_parallel_size} x PP {parallel.pipeline_model_parallel_size} "
-        f"x DP {copies}" + (f" (EP {experts})" if experts > 1 else "")
+        + (f"x CP {context} " if context > 1 else "")
+        + f"x DP {copies}"
+        + (f" (EP {experts})" if experts > 1 else "")
     )
 
 

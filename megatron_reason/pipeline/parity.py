@@ -99,6 +99,8 @@ def megatron_answers(
     Raises:
         LaunchError: workers that did not end well.
     """
+    # The ranks that share the tokens hold the same weights.
+    parallel = parallel.model_copy(update={"context_parallel_size": 1})
     with TemporaryDirectory() as folder:
         result = Path(folder) / "answers.json"
         ids = tuple(map(tuple, sequences))
@@ -155,10 +157,10 @@ def _answers_of(
         TokenizedSample(str(number), Role.DEMO, tuple(ids), 1)
         for number, ids in enumerate(sequences)
     ]
-    batch = pack(samples, multiple_of=topology.tp_size).to(platform.device())
+    batch = pack(samples, rounding=topology.rounding).to(platform.device())
     step = statistics_step(topology, PLAIN, lambda stats, _: stats.logprob_T)
     logprobs = forward_only(stage, [batch], step)
-    hidden = forward_only(stage, [batch], hidden_step())
+    hidden = forward_only(stage, [batch], hidden_step(topology))
     if not topology.is_last_stage:
         return None
     mine = hidden[0] @ head_weight(stage).T

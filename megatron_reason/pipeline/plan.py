@@ -19,7 +19,8 @@ from megatron_reason.errors import ConfigError
 from megatron_reason.files import hash_file, hash_text, write_json
 from megatron_reason.models.architecture import read_architecture
 from megatron_reason.models.divisibility import check_topology
-from megatron_reason.pipeline.run_config import RunConfig, VariantConfig
+from megatron_reason.pipeline.run_config import RunConfig
+from megatron_reason.pipeline.variants import VariantConfig
 from megatron_reason.registry import suggest
 
 PLAN = "plan.json"
@@ -122,7 +123,8 @@ class _Planner:
         self._common = {
             "version": __version__,
             "seed": config.run.seed,
-            "model": config.model.model_dump(mode="json"),
+            # What a later version adds must not change the hash of runs that do without it.
+            "model": config.model.model_dump(mode="json", exclude_defaults=True),
             "weights": model_identity(config.model.path),
             "template": config.template.model_dump(mode="json"),
             "plugins": config.plugins,
@@ -132,20 +134,37 @@ class _Planner:
         """All stages, in order."""
         config = self._config
         for stage in config.curate:
-            settings = stage.model_dump(mode="json")
-            yield self._planned(
-                stage.name,
-                ("curate", stage.stage, None),
-                {"stage": settings, "files": _files_named(settings), **self._engine_of(stage)},
-                stage.inputs(),
-            )
+            if stage.weights is not None:
+                yield from self._trained(stage.weights)
+            yield self._curation(stage)
         if config.eval is not None and config.eval.include_base:
             yield self._eval(BASE)
-        for variant, settings in config.variants.items():
-            yield self._train(variant, settings)
+        for variant in config.variants:
+            yield from self._trained(variant)
             if config.eval is not None:
                 yield self._eval(variant)
         yield self._planned(REPORT, ("report", REPORT, None), {}, tuple(self._hashes))
+
+    def _curation(self, stage: StageConfig) -> PlannedStage:
+        # What is new in a stage's settings must not change the hash of runs that do without it.
+        without = {"weights"} if stage.weights is None else None
+        settings = stage.model_dump(mode="json", exclude=without)
+        trained = () if stage.weights is None else (train_name(stage.weights),)
+        return self._planned(
+            stage.name,
+            ("curate", stage.stage, None),
+            {"stage": settings, "files": files_named(settings), **self._engine_of(stage)},
+            (*stage.inputs(), *trained),
+        )
+
+    def _trained(self, name: str) -> Iterator[PlannedStage]:
+        """The training of a variant and of those it starts from, unless planned before."""
+        if train_name(name) in self._hashes:
+            return
+        variant = self._config.variants[name]
+        if variant.start is not None:
+            yield from self._trained(variant.start)
+        yield self._train(name, variant)
 
     def _train(self, name: str, variant: VariantConfig) -> PlannedStage:
         config = self._config
@@ -155,6 +174,8 @@ class _Planner:
             "train": config.train_of(name).model_dump(mode="json", exclude=without),
             "method": variant.method.model_dump(mode="json"),
         }
+        if variant.seed is not None:
+            described["seed"] = variant.seed
         inputs = [] if variant.table is None else [variant.table]
         if variant.start is not None:
             inputs.append(train_name(variant.start))
@@ -208,12 +229,12 @@ class _Planner:
         return PlannedStage(folder, name, kind, stage, variant, digest, inputs)
 
 
-def _files_named(value: object) -> dict[str, str]:
+def files_named(value: object) -> dict[str, str]:
     """Content hash of every file or model folder that a stage's settings name."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list):
-        return {name: digest for item in value for name, digest in _files_named(item).items()}
+        return {name: digest for item in value for name, digest in files_named(item).items()}
     if not isinstance(value, str) or not value or "\0" in value:
         return {}
     path = Path(value)

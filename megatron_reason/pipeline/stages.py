@@ -10,6 +10,8 @@ from pathlib import Path
 from megatron_reason import platform
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.curation.base import StageContext, StageResult, build_stage
+from megatron_reason.evaluation.aside import set_aside
+from megatron_reason.evaluation.regrade import evaluation_folders
 from megatron_reason.evaluation.summary import EvalSummary
 from megatron_reason.files import read_json
 from megatron_reason.logs import get_logger
@@ -83,21 +85,25 @@ def _curate(planned: PlannedStage, setting: Setting) -> StageResult:
     stage = build_stage(settings)
     output = setting.folder_of(planned)
     inputs = {name: setting.output_of(name) for name in settings.inputs()}
+    model, model_folder = config.model, setting.model_folder
+    if settings.weights is not None:
+        model_folder = setting.weights_of(settings.weights)
+        model = model.model_copy(update={"path": str(model_folder), "random_weights": False})
     if stage.runs_on == "host":
         return stage.run(
             StageContext(
                 output=output,
                 inputs=inputs,
-                model=config.model,
-                model_folder=setting.model_folder,
+                model=model,
+                model_folder=model_folder,
                 template=config.template,
                 seed=config.run.seed,
                 open_engine=setting.keeper.open,
             )
         )
     job = StageJob(
-        model=config.model,
-        model_folder=setting.model_folder,
+        model=model,
+        model_folder=model_folder,
         output=output,
         seed=config.run.seed,
         plugins=config.plugins,
@@ -118,7 +124,7 @@ def _train(planned: PlannedStage, setting: Setting) -> StageResult:
         model=config.model,
         model_folder=setting.weights_of(variant.start or BASE),
         output=output,
-        seed=config.run.seed,
+        seed=config.seed_of(planned.variant),
         plugins=config.plugins,
         method=variant.method,
         train=config.train_of(planned.variant),
@@ -165,20 +171,26 @@ def _evaluate(planned: PlannedStage, setting: Setting) -> StageResult:
         seed=config.run.seed,
     )
     table = None if config.eval.table is None else setting.output_of(config.eval.table)
+    output = setting.folder_of(planned)
+    asked = problem_sets(config.eval, table)
     counts: Counter[str] = Counter()
-    for problem_set in problem_sets(config.eval, table):
+    for problem_set in asked:
         summary = measure(
             subject,
             problem_set,
             config=config.eval,
             engine=setting.keeper.open(weights),
-            output=setting.folder_of(planned),
+            output=output,
             run_job=lambda job, name=problem_set.name: _on_ranks(
                 job, f"{planned.name}-{name}-entropy", setting
             ),
         )
         _LOG.info("%s on %s: %s", planned.variant, problem_set.name, _in_short(summary))
         counts.update(summary.statuses)
+    places = {output / problem_set.folder for problem_set in asked}
+    for place in evaluation_folders(output).values():
+        if place not in places:
+            _LOG.info("answers to what is not asked any more lie in %s now", set_aside(place))
     return StageResult(counts.total(), counts)
 
 

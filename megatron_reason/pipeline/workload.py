@@ -75,8 +75,8 @@ def layout_of(train: TrainConfig, ranks: int) -> Layout:
     parallel = train.parallel
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     return Layout(
-        tp, pp, max(1, ranks // (tp * pp)), train.batch.max_tokens_per_microbatch,
-        parallel.recompute, parallel.sequence_parallel,
+        tp, pp, max(1, ranks // parallel.sample_size), train.batch.max_tokens_per_microbatch,
+        parallel.recompute, parallel.sequence_parallel, parallel.context_parallel_size,
     )  # fmt: skip
 
 

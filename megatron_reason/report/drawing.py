@@ -75,15 +75,15 @@ class Look:
 
 
 def looks(models: Sequence[str]) -> dict[str, Look]:
-    """Look of each model; the base model is grey."""
+    """Look of each model, no two alike up to 36; the base model is grey."""
     trained = [name for name in models if name != BASE]
-    chosen = {
-        name: Look(
-            _PALETTE[i % len(_PALETTE)], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)]
-        )
-        for i, name in enumerate(trained)
-    }
-    return chosen | {BASE: Look(SOFT, "-", "x")}
+    return {name: _look(i) for i, name in enumerate(trained)} | {BASE: Look(SOFT, "-", "x")}
+
+
+def _look(index: int) -> Look:
+    # Each time the colours begin anew, lines and markers are one further on.
+    turned = index + index // len(_PALETTE)
+    return Look(palette(index), _LINES[turned % len(_LINES)], _MARKERS[turned % len(_MARKERS)])
 
 
 def palette(index: int) -> str:
@@ -130,7 +130,13 @@ def as_png(figure: Figure) -> bytes:
 
 
 def legend_below(figure: Figure) -> None:
-    """Put one legend under all panels, if the first of them has anything to name."""
+    """Put one legend under all panels, if the first of them has anything to name.
+
+    It has as many columns, up to three, as its words leave room for.
+    """
     handles, _ = figure.axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(loc="outside lower center", ncols=min(len(handles), 3), columnspacing=1.4)
+    for columns in range(min(len(handles), 3), 0, -1):
+        legend = figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.4)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()

@@ -12,6 +12,7 @@ import polars as pl
 
 from megatron_reason.report.places import TOKEN_SCORES
 from megatron_reason.report.run_data import Measurement
+from megatron_reason.schema.records import Status
 
 _NUM_EXAMPLES = 4
 _LONGEST_RESPONSE = 4000
@@ -74,7 +75,7 @@ def examples(measurements: Sequence[Measurement], count: int = _NUM_EXAMPLES) ->
     firsts = answers.filter(pl.col("sample_index") == 0)
     chosen = (
         firsts.group_by("problem_id")
-        .agg(difference=((pl.col("score") > 0).mean() - 0.5).abs())
+        .agg(difference=((pl.col("status") == Status.OK).mean() - 0.5).abs())
         .sort("difference", "problem_id")
         .head(count)["problem_id"]
         .to_list()
@@ -139,7 +140,7 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         model=row["model"],
         response=_shortened(row["response"]),
         status=row["status"],
-        is_right=row["score"] > 0,
+        is_right=row["status"] == Status.OK,
         extracted=row["extracted"] or "",
         num_tokens=row["num_tokens"],
         is_cut=row["finish"] == "length",

@@ -29,6 +29,7 @@ from megatron_reason.report.drawing import (
 )
 from megatron_reason.report.numbers import bin_edges
 from megatron_reason.report.run_data import Selection
+from megatron_reason.schema.records import Status
 
 __all__ = [
     "Figure",
@@ -193,7 +194,8 @@ def accuracy_and_entropy(
             x.value, 100 * y.value, color=color, label=name, markersize=8,
             marker=look[name].marker, linestyle="none",
         )  # fmt: skip
-    ax.set_ylim(bottom=0)
+    # From a little below 0, so that a model that solves nothing has a whole mark and both bars.
+    ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])
     ax.set_title(f"{title}: pass@1 (%) against entropy")
     ax.set_xlabel("entropy of the answers (nats per token)")
     legend_below(figure)
@@ -205,7 +207,7 @@ def lengths_by_verdict(answers: Mapping[str, pl.DataFrame], title: str) -> Figur
     """Lengths of right and of other answers, two boxes per model (LESE, Table 2).
 
     Args:
-        answers: `score` and `num_tokens` of each model's answers.
+        answers: `status` and `num_tokens` of each model's answers.
         title: name of the problem set.
     """
     if not answers:
@@ -213,7 +215,7 @@ def lengths_by_verdict(answers: Mapping[str, pl.DataFrame], title: str) -> Figur
     figure = Figure(figsize=(WIDTH_IN, 1.0 + 0.62 * len(answers)))
     ax = figure.subplots()
     for place, frame in enumerate(answers.values()):
-        is_right = frame["score"] > 0
+        is_right = frame["status"] == Status.OK
         for shift, color, rows in (
             (-0.19, RIGHT, frame.filter(is_right)),
             (0.19, WRONG, frame.filter(~is_right)),

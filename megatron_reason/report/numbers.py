@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from megatron_reason.evaluation.estimators import Estimate
 from megatron_reason.evaluation.summary import EvalSummary
 from megatron_reason.report.run_data import Selection
+from megatron_reason.schema.records import Status
 
 _NUM_BINS = 24
 _SHOWN_SHARE = 0.98
@@ -77,14 +78,14 @@ def length_numbers(answers: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """Columns model, is_right, n, p5, p25, p50, p75, p95: tokens of the answers.
 
     Args:
-        answers: `score` and `num_tokens` of each model's answers.
+        answers: `status` and `num_tokens` of each model's answers.
     """
     quantiles = [
         pl.col("num_tokens").quantile(share, "linear").alias(f"p{100 * share:.0f}")
         for share in _SHARES
     ]
     frames = [
-        frame.group_by(is_right=pl.col("score") > 0)
+        frame.group_by(is_right=pl.col("status") == Status.OK)
         .agg(pl.len().alias("n"), *quantiles)
         .sort("is_right", descending=True)
         .select(pl.lit(name).alias("model"), pl.all())

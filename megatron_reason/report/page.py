@@ -7,6 +7,7 @@ Reads the run folder alone; the page loads nothing from anywhere. Not here: draw
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -17,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from megatron_reason import __version__
-from megatron_reason.files import atomic_path, write_text
+from megatron_reason.files import atomic_path, read_json, write_json, write_text
 from megatron_reason.report.analysis import Plot
 from megatron_reason.report.charts import Chart, pass_chart, training_chart
 from megatron_reason.report.drawing import Figure
@@ -36,6 +37,7 @@ from megatron_reason.report.numbers import (
     selection_numbers,
     training_numbers,
 )
+from megatron_reason.report.repeats import gathered
 from megatron_reason.report.run_data import CONFIG, ENVIRONMENT, RunData, read_run
 from megatron_reason.report.side_by_side import read_runs
 from megatron_reason.report.table import headline_of, headline_table
@@ -44,6 +46,8 @@ __all__ = ["build_comparison", "build_report", "headline_table"]
 
 PAGE = "index.html"
 TABLE = "table.md"
+FIGURES = "report_figures.json"
+"""Names of the figures that the last report drew, so that the next removes these and no others."""
 _TEMPLATE = "page.html.j2"
 _SCRIPT = "chart.js.j2"
 _PAPERS = {"Configuration": CONFIG, "Environment": ENVIRONMENT}
@@ -76,6 +80,8 @@ class Section:
 def build_report(run: Path) -> Path:
     """Write `report/index.html`, `report/table.md`, and each figure as PNG and as CSV.
 
+    Figures of an earlier report that this one does not draw are removed, and nothing else is.
+
     What is missing or illegible is said on the page.
 
     Returns:
@@ -85,7 +91,7 @@ def build_report(run: Path) -> Path:
         DataError: `run` is no run folder.
     """
     papers = {title: _text(run / name) for title, name in _PAPERS.items()}
-    return _write(read_run(run), run.resolve().name, run / "report", papers)
+    return _write(gathered(read_run(run)), run.resolve().name, run / "report", papers)
 
 
 def build_comparison(runs: Sequence[Path], folder: Path, *, force: bool = False) -> Path:
@@ -111,8 +117,8 @@ def build_comparison(runs: Sequence[Path], folder: Path, *, force: bool = False)
 
 def _write(data: RunData, name: str, folder: Path, papers: Mapping[str, str]) -> Path:
     headline = headline_of(data)
-    for old in (*folder.glob("*.png"), *folder.glob("*.csv")):
-        old.unlink()
+    sections = [_section(section, folder) for section in _sections(data)]
+    _keep_only(folder, {picture.name for part in sections for picture in part.pictures})
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -126,7 +132,7 @@ def _write(data: RunData, name: str, folder: Path, papers: Mapping[str, str]) ->
         stages=[stage for stage in data.stages if stage.kind != "report"],
         incomparable=data.incomparable(),
         tables={name: headline.on(name) for name in headline.problem_sets},
-        sections=[_section(section, folder) for section in _sections(data)],
+        sections=sections,
         examples={name: examples(data.on(name)) for name in sets},
         papers=papers,
         script=Markup(_resource(_SCRIPT)),
@@ -134,6 +140,16 @@ def _write(data: RunData, name: str, folder: Path, papers: Mapping[str, str]) ->
     write_text(folder / PAGE, page)
     write_text(folder / TABLE, headline.markdown())
     return folder / PAGE
+
+
+def _keep_only(folder: Path, drawn: set[str]) -> None:
+    """Remove what an earlier report drew and this one did not; all else in the folder stays."""
+    record = folder / FIGURES
+    earlier: list[str] = read_json(record) if record.is_file() else []
+    for name in set(earlier) - drawn:
+        for ending in ("png", "csv"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    write_json(record, sorted(drawn))
 
 
 def _resource(name: str) -> str:
@@ -243,6 +259,15 @@ _KNOWN = {
         "How undecided the model is on the errors it suppresses: it should hold or rise as "
         "confidence is taken away.",
     ),
+    "reward/mean": (
+        "reward of the rollouts",
+        "What the policy's own answers earn on the problems it learns from: it rises, or nothing "
+        "is learnt.",
+    ),
+    "train/entropy_rollout": (
+        "entropy, own answers (nats)",
+        "How undecided the policy is on its own answers: a fall to near 0 ends exploration.",
+    ),
     "train/lr": ("learning rate", "Warm-up and decay, as they were applied to each update."),
     "train/grad_norm": (
         "gradient norm",
@@ -251,12 +276,17 @@ _KNOWN = {
 }
 _LAST = ("train/lr", "train/grad_norm")
 _NOT_DRAWN = frozenset({"train/nonfinite_skipped"})
+_MONITORED = re.compile(r"eval/[^/]+/pass@1")
 
 
 def _trained(data: RunData) -> Iterator[_Plot]:
     """Loss, its parts, entropy by role, rate, norm: whatever the methods logged."""
     logged = {name for frame in data.training.values() for name in frame.columns}
-    metrics = {name for name in logged if name.startswith("train/")} - _NOT_DRAWN
+    metrics = {
+        name
+        for name in logged - _NOT_DRAWN
+        if name.startswith("train/") or name in _KNOWN or _MONITORED.fullmatch(name)
+    }
     known = [name for name in _KNOWN if name in metrics and name not in _LAST]
     others = sorted(metrics - _KNOWN.keys())
     for metric in [*known, *others, *(name for name in _LAST if name in metrics)]:

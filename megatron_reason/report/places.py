@@ -18,6 +18,8 @@ from megatron_reason.report.run_data import PLAN
 from megatron_reason.tracking.jsonl import METRICS
 
 TOKEN_SCORES = "token_scores.parquet"
+HELD_OUT = "held out"
+"""What the problems of a run's own table are called."""
 
 
 def evaluations(inputs: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -29,7 +31,7 @@ def evaluations(inputs: Sequence[str]) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, Path]] = {}
     for label, place in _expanded(inputs, "eval"):
         for problem_set, folder in find_evaluations(place).items():
-            group = found.setdefault(problem_set or "held out", {})
+            group = found.setdefault(problem_set or HELD_OUT, {})
             _enter(group, label, folder)
     return found
 

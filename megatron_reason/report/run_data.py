@@ -4,7 +4,7 @@ A stage that is not done is left out; a file that cannot be read is named in `tr
 pictures (`figures.py`), the headline table (`table.py`) and the page (`page.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +13,12 @@ import polars as pl
 import yaml
 
 from megatron_reason.errors import DataError, ReasonError
+from megatron_reason.evaluation.aside import is_aside
+from megatron_reason.evaluation.average import average, average_name
 from megatron_reason.evaluation.card import CARD, EvalCard, comparable, read_card
 from megatron_reason.evaluation.summary import SUMMARY, EvalSummary, read_summary
 from megatron_reason.files import QUARANTINE, STAGE_MANIFEST, read_json
+from megatron_reason.report.differences import Differences
 from megatron_reason.schema.tables import Kind, table_path
 from megatron_reason.tracking.jsonl import METRICS, read_metrics
 
@@ -98,6 +101,8 @@ class Measurement:
     folder: Path
     answers: pl.DataFrame
     """Columns problem_id, sample_index, status, score, num_tokens: what fits in any memory."""
+    num_trainings: int = 1
+    """Trainings whose means `summary` has; folder, card and answers are those of the first."""
 
     def whole(self, keys: pl.DataFrame) -> pl.DataFrame:
         """Whole rows of the generations table, texts included.
@@ -109,6 +114,18 @@ class Measurement:
         return generations.join(
             keys.lazy(), on=["problem_id", "sample_index"], how="semi", maintain_order="left"
         ).collect()
+
+
+@dataclass(frozen=True)
+class Average:
+    """One model's mean over several benchmarks."""
+
+    problem_set: str
+    """Names the benchmarks."""
+    model: str
+    summary: EvalSummary
+    num_trainings: int = 1
+    """Trainings that `summary` is about."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +144,14 @@ class RunData:
     """The resolved configuration as it was written."""
     troubles: list[str]
     """What could not be read, and why."""
+    averages: list[Average] = field(default_factory=list["Average"])
+    """Of models that were measured on several benchmarks."""
     num_runs: int = 1
     """Runs that stand side by side in it."""
+    seeds: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Trainings of each model that was trained with several seeds."""
+    differences: Differences | None = None
+    """Settings that tell the runs apart, where there are several."""
 
     @property
     def problem_sets(self) -> list[str]:
@@ -183,6 +206,7 @@ class _Reader:
         stages = [self._stage(row) for row in read_json(self._folder / PLAN)]
         by_name = {stage.name: stage for stage in stages if stage.is_there}
         models = dict.fromkeys(stage.variant for stage in stages if stage.variant)
+        measured = {s.folder: [*self._measurements(s)] for s in stages if s.kind == "eval"}
         return RunData(
             folder=self._folder,
             stages=stages,
@@ -199,7 +223,12 @@ class _Reader:
                 and stage.variant
                 and (metrics := self._metrics(stage.folder / METRICS)) is not None
             },
-            measurements=[m for s in stages if s.kind == "eval" for m in self._measurements(s)],
+            measurements=[m for found in measured.values() for m in found],
+            averages=[
+                Average(average_name(benchmarks), found[0].model, average(benchmarks))
+                for folder, found in measured.items()
+                if len(benchmarks := _benchmarks(folder, found)) > 1
+            ],
             settings=self._settings,
             troubles=[*self._troubles],
         )
@@ -285,6 +314,8 @@ class _Reader:
         own_set = f"{table} (held out)" if table else "held out"
         for path in (stage.folder / SUMMARY, *sorted(stage.folder.glob(f"*/{SUMMARY}"))):
             folder = path.parent
+            if is_aside(folder.relative_to(stage.folder)):
+                continue
             summary = self._read(path, lambda at: read_summary(at.parent))
             answers = self._read(table_path(folder, Kind.GENERATIONS), _answers)
             if summary is None or answers is None or stage.variant is None:
@@ -297,6 +328,11 @@ class _Reader:
                 folder=folder,
                 answers=answers,
             )
+
+
+def _benchmarks(stage: Path, found: Sequence[Measurement]) -> dict[str, EvalSummary]:
+    """Summaries of the benchmarks among what a stage measured."""
+    return {one.problem_set: one.summary for one in found if one.folder != stage}
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_reason.errors import DataError
+from megatron_reason.report.differences import differences
+from megatron_reason.report.repeats import gathered
 from megatron_reason.report.run_data import RunData, read_run
 
 
@@ -23,7 +25,7 @@ def read_runs(folders: Sequence[Path], *, force: bool = False) -> RunData:
             compared and no `force`.
     """
     if len(folders) == 1:
-        return read_run(folders[0])
+        return gathered(read_run(folders[0]))
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         raise DataError(
@@ -31,8 +33,10 @@ def read_runs(folders: Sequence[Path], *, force: bool = False) -> RunData:
             "two runs have the same name, by which the page tells them apart.",
             "Rename one of the folders.",
         )
-    merged = _merged(
-        [_named(read_run(folder), name) for folder, name in zip(folders, names, strict=True)]
+    runs = {name: read_run(folder) for name, folder in zip(names, folders, strict=True)}
+    merged = replace(
+        _merged([_named(gathered(run), name) for name, run in runs.items()]),
+        differences=differences({name: run.settings for name, run in runs.items()}),
     )
     if (reasons := merged.incomparable()) and not force:
         raise DataError(
@@ -65,7 +69,9 @@ def _named(data: RunData, run: str) -> RunData:
         ],
         training={named(model): frame for model, frame in data.training.items()},
         measurements=[replace(m, model=named(m.model)) for m in data.measurements],
+        averages=[replace(a, model=named(a.model)) for a in data.averages],
         troubles=[named(trouble) for trouble in data.troubles],
+        seeds={named(model): count for model, count in data.seeds.items()},
     )
 
 
@@ -77,7 +83,9 @@ def _merged(parts: Sequence[RunData]) -> RunData:
         selections=[selection for part in parts for selection in part.selections],
         training={model: frame for part in parts for model, frame in part.training.items()},
         measurements=[m for part in parts for m in part.measurements],
+        averages=[a for part in parts for a in part.averages],
         settings={},
         troubles=[trouble for part in parts for trouble in part.troubles],
         num_runs=len(parts),
+        seeds={model: count for part in parts for model, count in part.seeds.items()},
     )

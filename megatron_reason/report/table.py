@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_reason.evaluation.estimators import Estimate
+from megatron_reason.report.repeats import gathered
 from megatron_reason.report.run_data import RunData, read_run
 
 
@@ -46,13 +47,18 @@ class HeadlineRow:
     metrics: dict[str, Estimate]
     num_problems: int = 0
     num_samples: int = 0
+    num_trainings: int = 1
+    """Trainings with different seeds that the numbers are means over."""
 
     @property
     def size(self) -> str:
-        """Problems x samples of each."""
+        """Problems x samples of each, x trainings where there are several."""
         if not self.num_problems:
             return "-"
-        return f"{self.num_problems} x {self.num_samples // self.num_problems}"
+        samples, rest = divmod(self.num_samples // self.num_trainings, self.num_problems)
+        seeds = f" x {self.num_trainings} seeds" if self.num_trainings > 1 else ""
+        # Benchmarks with different numbers of samples together.
+        return f"{self.num_problems} x {'several' if rest else samples}{seeds}"
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,25 @@ class Headline:
         found = (row.metrics.get("mean_entropy") for row in self.measured)
         return sorted({estimate.n for estimate in found if estimate is not None})
 
+    @property
+    def note(self) -> str:
+        """What the numbers in brackets are."""
+        over_seeds = "Rows of several seeds have means over these and 95 % t intervals over them"
+        if all(row.num_trainings > 1 for row in self.measured if row.metrics):
+            return f"{over_seeds}."
+        if self._has_seeds:
+            return f"{over_seeds}; the other rows have 95 % intervals over problems."
+        return "In brackets: 95 % intervals over problems."
+
     def markdown(self) -> str:
-        """The table as markdown, each number with its 95 % interval."""
+        """The table as markdown, each number with its 95 % interval, and what that is over."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return f"{table}\n{self.note}\n" if self._has_seeds else table
+
+    @property
+    def _has_seeds(self) -> bool:
+        return any(row.num_trainings > 1 for row in self.measured)
 
 
 def headline_table(run: Path) -> Headline:
@@ -125,25 +146,35 @@ def headline_table(run: Path) -> Headline:
     Raises:
         DataError: `run` is no run folder.
     """
-    return headline_of(read_run(run))
+    return headline_of(gathered(read_run(run)))
 
 
 def headline_of(data: RunData) -> Headline:
     """Headline table of a run that was read; models that were not measured have no numbers.
 
+    Behind the benchmarks stands the mean over them of each model that has several.
+
     A model of another run has no row among problems that only its neighbours were asked.
     """
-    found = {(m.problem_set, m.model): m.summary for m in data.measurements}
+    found = {(m.problem_set, m.model): m for m in data.measurements}
     measured = {model for _, model in found}
     rows: list[HeadlineRow] = []
     for problem_set in data.problem_sets or ["not measured"]:
         for model in data.models:
-            summary = found.get((problem_set, model))
-            if summary is None and data.num_runs > 1 and model in measured:
+            measurement = found.get((problem_set, model))
+            if measurement is None and data.num_runs > 1 and model in measured:
                 continue
-            if summary is None:
+            if measurement is None:
                 rows.append(HeadlineRow(problem_set, model, {}))
             else:
-                sizes = (summary.num_problems, summary.num_samples)
+                summary = measurement.summary
+                sizes = (summary.num_problems, summary.num_samples, measurement.num_trainings)
                 rows.append(HeadlineRow(problem_set, model, summary.metrics, *sizes))
+    rows += [
+        HeadlineRow(
+            one.problem_set, one.model, one.summary.metrics, one.summary.num_problems,
+            one.summary.num_samples, one.num_trainings,
+        )
+        for one in data.averages
+    ]  # fmt: skip
     return Headline(tuple(rows))

@@ -37,7 +37,8 @@ def total(response: str, answer: str, format_score: float) -> Verdict:
     """Core, strict and format together; `ok` if the final answer is right, whatever its format."""
     core = math_verify.grade_math(response, answer)
     if core.status is not Status.OK:
-        return replace(core, score=format_score)
+        return replace(core, score=format_score, format_score=format_score)
     inside = between(response, ANSWER, END_ANSWER)
     is_strict = inside is not None and math_verify.grade_math(inside, answer).status is Status.OK
-    return replace(core, score=1.0 + float(is_strict) + format_score)
+    score = 1.0 + float(is_strict) + format_score
+    return replace(core, score=score, format_score=format_score)

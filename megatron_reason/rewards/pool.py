@@ -354,11 +354,13 @@ class AnswerPool:
         return _Job(sha256(request).digest(), request, plain)
 
 
-def _verdict(message: dict[str, str | float]) -> Verdict:
+def _verdict(message: dict[str, str | float | None]) -> Verdict:
+    format_score = message["format_score"]
     return Verdict(
-        score=float(message["score"]),
+        score=float(message["score"] or 0.0),
         status=Status(message["status"]),
         extracted=str(message["extracted"]),
         gold=str(message["gold"]),
-        elapsed_ms=float(message["elapsed_ms"]),
+        elapsed_ms=float(message["elapsed_ms"] or 0.0),
+        format_score=None if format_score is None else float(format_score),
     )

@@ -93,10 +93,10 @@ class Collector:
     def _graded(
         self, prompt: Prompt, completions: Sequence[Completion], demo: TokenizedSample | None
     ) -> RolloutGroup:
-        texts = [self.template.decode(completion.token_ids) for completion in completions]
+        texts = [self.template.answer(completion.token_ids) for completion in completions]
         asked = [*texts]
         if demo is not None:
-            asked.append(self.template.decode(demo.ids[demo.num_prompt_tokens :]))
+            asked.append(self.template.answer(demo.ids[demo.num_prompt_tokens :]))
         found = self.graders.grade_many([(prompt.problem.answer, text) for text in asked])
         verdicts = [self._finite(verdict, prompt) for verdict in found]
         rollouts = tuple(map(Rollout, completions, texts, verdicts))

@@ -151,6 +151,8 @@ def measured(experiences: Sequence[Experience]) -> StepMetrics:
 def _add_rollout(metrics: StepMetrics, rollout: Rollout) -> None:
     verdict, completion = rollout.verdict, rollout.completion
     metrics.add("reward/mean", verdict.score, 1)
+    if verdict.format_score is not None:
+        metrics.add("reward/format", verdict.format_score, 1)
     for status in Status:
         metrics.add(f"reward/status_{status}", float(verdict.status is status), 1)
     metrics.add("response_length/mean", len(completion.token_ids), 1)

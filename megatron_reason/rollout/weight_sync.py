@@ -295,7 +295,7 @@ class WeightSync:
     def _trainer_logprobs(self) -> list[float]:
         """The trainer's log-probability of each token of the probe but the first, on every rank."""
         sample = TokenizedSample("probe", Role.DEMO, self._probe, 1)
-        batch = pack([sample], multiple_of=self._topology.tp_size).to(platform.device())
+        batch = pack([sample], rounding=self._topology.rounding).to(platform.device())
         step = statistics_step(self._topology, PLAIN, lambda stats, _: stats.logprob_T)
         collected = forward_only(self._stage, [batch], step)
         mine = collected[0][batch.supervised_N].tolist() if self._topology.speaks else None

@@ -86,6 +86,12 @@ class Verdict:
     """The true answer it was compared with, as text."""
     elapsed_ms: float = 0.0
     """Time the check took in milliseconds."""
+    format_score: float | None = None
+    """Part of `score` that form alone earned; None where the reward has no such part."""
+
+
+SCORE_FIELDS = ("nll_sum", "num_tokens", "ppl", "mean_entropy", "min_logprob", "scorer")
+"""Fields of a `Sample` that `score` fills; void once the response is another."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,13 @@ class Sample:
     num_tokens: int | None = None
     """Number of scored tokens."""
     ppl: float | None = None
-    """exp(nll_sum / num_tokens)."""
+    """exp(nll_sum / num_tokens), up to the rounding that `score` was asked for."""
     mean_entropy: float | None = None
     """Mean over scored tokens of the full-vocabulary entropy, in nats."""
+    min_logprob: float | None = None
+    """log p of the least likely scored token, in nats."""
     scorer: str | None = None
-    """Model and context mode behind the four fields above."""
+    """Model and settings behind the five fields above."""
     role: str | None = None
     """`demo` or `negative`, once selected."""
 

@@ -66,6 +66,7 @@ SCHEMAS: Mapping[Kind, pa.Schema] = {
             ("num_tokens", pa.int64()),
             ("ppl", pa.float64()),
             ("mean_entropy", pa.float64()),
+            ("min_logprob", pa.float64()),
             ("scorer", pa.string()),
             ("role", pa.string()),
         ]

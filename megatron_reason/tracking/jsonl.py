@@ -14,6 +14,8 @@ from megatron_reason.errors import DataError
 from megatron_reason.files import write_text
 
 METRICS = "metrics.jsonl"
+PLANNED = "progress/updates"
+"""Metric that is the same in every line: the updates of the whole training."""
 
 
 class JsonlSink:

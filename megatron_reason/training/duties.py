@@ -5,9 +5,8 @@ from pathlib import Path
 import polars as pl
 from torch import nn
 
-from megatron_reason.config.train import BatchConfig
 from megatron_reason.curation.base import StageContext, build_stage
-from megatron_reason.engine.prepass import score_sequences
+from megatron_reason.engine.prepass import batch_for, score_sequences
 from megatron_reason.engine.startup import load_model, make_trainable, parallel_world
 from megatron_reason.errors import GenerationError
 from megatron_reason.files import atomic_path, write_json
@@ -41,7 +40,8 @@ def run_job(job: Job) -> None:
 
 
 def _train(job: TrainJob) -> None:
-    with parallel_world(job.train.parallel, seed=job.seed) as topology:
+    multiple = job.model.token_multiple
+    with parallel_world(job.train.parallel, seed=job.seed, token_multiple=multiple) as topology:
         stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
         trainable = make_trainable(stage, job.train.optim, topology, _reference(job, topology))
         is_done = (
@@ -63,7 +63,8 @@ def _reference(job: TrainJob, topology: Topology) -> nn.Module | None:
 
 def _run_stage(job: StageJob) -> None:
     stage = build_stage(job.stage)
-    with parallel_world(stage.parallel(), seed=job.seed) as topology:
+    multiple = job.model.token_multiple
+    with parallel_world(stage.parallel(), seed=job.seed, token_multiple=multiple) as topology:
         context = StageContext(
             output=job.output,
             inputs=job.inputs,
@@ -90,9 +91,10 @@ def _measure_entropy(job: EntropyJob) -> None:
     messages = dict(zip(problems["problem_id"], problems["messages"], strict=True))
     rows = chosen.to_dicts()
     samples = [_tokenized(row, messages[row["problem_id"]], template) for row in rows]
-    with parallel_world(job.parallel, seed=job.seed) as topology:
+    multiple = job.model.token_multiple
+    with parallel_world(job.parallel, seed=job.seed, token_multiple=multiple) as topology:
         stage = load_model(job.model, job.model_folder, job.parallel, topology)
-        batch = BatchConfig(max_tokens_per_microbatch=job.max_tokens_per_microbatch)
+        batch = batch_for(samples, job.max_tokens_per_microbatch, topology)
         with progress("entropy", len(samples), "sequences", shown=topology.rank == 0) as bar:
             scores = score_sequences(stage, samples, batch, topology, on_done=bar.advance)
         if topology.rank == 0:
@@ -117,7 +119,7 @@ def _tokenized(
     return TokenizedSample(
         sample_id=f"{row['problem_id']}/{row['sample_index']}",
         role=Role.DEMO,
-        ids=(*prompt, *template.response_ids(row["response"], finished=finished)),
+        ids=(*prompt, *template.generated_ids(row["response"], finished=finished)),
         num_prompt_tokens=len(prompt),
     )
 

@@ -24,6 +24,7 @@ from megatron_reason.logs import progress
 from megatron_reason.schema.metrics import StepMetrics, as_counts
 from megatron_reason.schema.tables import Kind, table_path
 from megatron_reason.tracking.base import FanOut, open_sinks
+from megatron_reason.tracking.jsonl import PLANNED
 from megatron_reason.training.jobs import TrainJob
 from megatron_reason.training.stopping import stop_wish
 
@@ -86,7 +87,7 @@ class Loop:
                 state, metrics = self.stepper.step(state, guard)
                 saver.poll()
                 means.merge(as_counts(metrics))
-                sinks.log(state.update, metrics)
+                sinks.log(state.update, {**metrics, PLANNED: float(self.total)})
                 bar.advance(state.update - before, _note(metrics))
                 signalled = wish.agreed(self.trainable.device)
                 leaves = signalled is not None or state.update == self.job.stop_after
@@ -134,7 +135,8 @@ def fingerprint(job: TrainJob) -> dict[str, str]:
     found = {
         "method": hash_text(job.method.model_dump_json()),
         "train section": hash_text(str(settings)),
-        "model": hash_text(job.model.model_dump_json()),
+        # What a later version adds must not part a run from its checkpoints.
+        "model": hash_text(job.model.model_dump_json(exclude_defaults=True)),
         "seed": str(job.seed),
     }
     if job.table is not None:

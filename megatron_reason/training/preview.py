@@ -61,7 +61,7 @@ class Outlook:
     waiting: float
     """Share of the data-parallel ranks' time spent waiting for the fullest, counted in tokens."""
     padding: float
-    """Share of all positions that only fill up to a multiple of TP or an empty micro-batch."""
+    """Share of all positions that only fill up to a multiple or an empty micro-batch."""
 
     def line(self, topology: Topology) -> str:
         """One line for the log."""
@@ -81,18 +81,19 @@ def look_ahead(
     """Pack the first updates of a run, whose samples are known, and measure them."""
     lengths = data.frame["ids"].list.len().to_list()
     consumed: dict[Any, int] = {}
-    tokens = batches = fullest = filled = sequences = 0
+    tokens = batches = fullest = placed = filled = sequences = 0
     seen = min(total, _MOST_UPDATES)
     for update in range(seen):
         plan = method.plan(TrainState(update, total))
         rows = rows_of_update(data.pools, plan, consumed, seed)
         consumed |= {role: consumed.get(role, 0) + n for role, n in plan.counts.items()}
         sizes = [max(lengths[row] - 1, 0) for row in rows]
-        shares = assign(sizes, train.batch, topology.dp_size)
-        loads = [[sum(sizes[i] for i in members) for members in share] for share in shares]
-        multiple = topology.tp_size
-        filled += sum(max(-(-n // multiple), 1) * multiple for load in loads for n in load)
+        rooms = [topology.rounding.of_sequence(size) for size in sizes]
+        shares = assign(rooms, train.batch, topology.dp_size)
+        loads = [[sum(rooms[i] for i in members) for members in share] for share in shares]
+        filled += sum(topology.rounding.of_pack(load) for share in loads for load in share)
         fullest += max(map(sum, loads))
+        placed += sum(rooms)
         batches += len(shares[0])
         tokens += sum(sizes)
         sequences = max(sequences, len(rows))
@@ -102,7 +103,7 @@ def look_ahead(
         tokens_per_update=tokens / seen,
         microbatches_per_rank=batches / seen,
         tokens_per_microbatch=tokens / max(batches * topology.dp_size, 1),
-        waiting=1 - tokens / max(fullest * topology.dp_size, 1),
+        waiting=1 - placed / max(fullest * topology.dp_size, 1),
         padding=1 - tokens / max(filled, 1),
     )
 

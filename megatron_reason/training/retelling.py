@@ -39,7 +39,7 @@ class Retelling:
             seed: of the draws, and of the choice among them.
 
         Raises:
-            GenerationError: the engine died, or a prompt does not fit.
+            GenerationError: the engine died.
             RewardError: grading fails as a whole.
         """
         started = time.perf_counter()

@@ -31,7 +31,7 @@ VERBS = {
         "--variant",
         "config",
     ],
-    "stage": ["--help", "--in", "--json", "--out", "--set", "kind"],
+    "stage": ["--help", "--in", "--json", "--out", "--set", "--shard", "kind"],
     "eval": ["--help", "--json", "--out", "--set", "--suite", "--table", "model"],
     "regrade": ["--grader", "--help", "--json", "folder"],
     "compare": ["--force", "--help", "--json", "first", "second"],
@@ -42,7 +42,7 @@ VERBS = {
     "report": ["--force", "--help", "--json", "--markdown", "--out", "folders"],
     "list": ["--help", "--json", "kind"],
     "show": ["--help", "--json", "kind", "name"],
-    "doctor": ["--help", "--json", "--model"],
+    "doctor": ["--help", "--json", "--model", "--self-test"],
     "convert": ["--help"],
     "convert import": ["--help", "source", "target"],
     "convert export": ["--help", "--set", "source", "target"],
@@ -118,7 +118,7 @@ def test_errors_are_shown_without_a_traceback(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith(f"ConfigError  {config}:1  run.sede\n")
-    assert "Did you mean 'seed'?" in done.stderr
+    assert "Did you mean 'seed' or 'seeds'?" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -29,6 +29,23 @@ def test_eval_measures_a_model_without_a_yaml_file(tmp_path):
     assert "95 % interval" in shown
 
 
+def test_eval_of_several_benchmarks_has_their_mean_and_a_folder_by_itself(tmp_path, monkeypatch):
+    model = make_tiny_model("LlamaForCausalLM", tmp_path / "model")
+    for name, count in (("one", 1), ("two", 2)):
+        rows = [{"problem": f"{i}+1?", "answer": str(i + 1)} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    words = ["eval", str(model), "--suite", "one.jsonl,two.jsonl", *SMALL, "--json"]
+    found = json.loads(mreason(*words).stdout)
+    assert [*found] == ["one", "two", "mean of one, two"]
+    mean = found["mean of one, two"]
+    assert mean["metrics"].keys() == {"pass@1"}
+    assert (mean["num_problems"], mean["num_samples"]) == (3, 6)
+    (folder,) = (tmp_path / "runs" / "eval").iterdir()
+    assert folder.name == str(model).strip("/").replace("/", "-")
+    assert (folder / "two" / "summary.json").is_file()
+
+
 def test_eval_asks_for_something_to_measure_on(tmp_path):
     with pytest.raises(ConfigError, match="'table' or 'benchmarks'"):
         mreason("eval", str(tmp_path), "--out", str(tmp_path / "out"))

@@ -82,8 +82,22 @@ def test_stages_run_alone_one_after_the_other(tmp_path):
     rows = read_table(graded, Kind.SAMPLES, filled=("status",))
     assert result["num_rows"] == len(rows) > 0
 
+    parts = [tmp_path / f"part{index}" for index in range(2)]
+    for index, part in enumerate(parts):
+        mreason("stage", "grade", "--in", str(teacher), "--out", str(part), "--shard", f"{index}/2")
+    taken = [read_table(part, Kind.SAMPLES)["sample_id"].to_list() for part in parts]
+    assert taken[0] + taken[1] == rows["sample_id"].to_list()
+    assert all(taken)
+    with pytest.raises(ConfigError, match="is no shard"):
+        mreason("stage", "grade", "--in", str(teacher), "--out", str(tmp_path / "x"), "--shard",
+                "2/2")  # fmt: skip
+    again = mreason("stage", "grade", "--in", str(teacher), "--out", str(graded), "--json")
+    assert json.loads(again.stdout) == result, "done before"
+    with pytest.raises(DataError, match="begun in the folder with other settings"):
+        mreason("stage", "grade", "--in", str(teacher), "--out", str(graded), "--set",
+                "stage.keep=correct")  # fmt: skip
     with pytest.raises(DataError, match="not empty"):
-        mreason("stage", "grade", "--in", str(teacher), "--out", str(graded))
+        mreason("stage", "grade", "--in", str(teacher), "--out", str(tmp_path))
     with pytest.raises(DataError, match="no folder"):
         mreason("stage", "grade", "--in", str(tmp_path / "none"), "--out", str(tmp_path / "x"))
     with pytest.raises(ConfigError, match="Did you mean 'grade'"):

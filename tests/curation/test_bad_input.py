@@ -3,6 +3,8 @@
 import json
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from megatron_reason.curation.filter import Filter, FilterConfig
@@ -36,6 +38,37 @@ LINES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"question": "1+1?", "answer": "2 #### 2"}, {"question": "2+2?", "answer": "work #### "}),
+        (
+            {"prompt": "1+1?", "reward_model": {"ground_truth": "2"}},
+            {"prompt": "2+2?", "reward_model": {"ground_truth": ""}},
+        ),
+    ],
+)
+def test_an_empty_answer_is_set_aside_in_every_shape(tmp_path, good, bad):
+    source = tmp_path / "some.jsonl"
+    source.write_text("\n".join(map(json.dumps, [good, bad])))
+    result = Ingest(IngestConfig(name="in", source=str(source))).run(context(tmp_path / "out"))
+    assert result.counts["empty answer"] == result.counts["problems_train"] == 1
+
+
+def test_a_huge_answer_is_set_aside(tmp_path):
+    source = tmp_path / "some.jsonl"
+    source.write_bytes(line() + b"\n" + line(id="b", problem="2+2?", answer="4" * 2000))
+    config = IngestConfig(name="in", source=str(source), max_characters=1000)
+    assert Ingest(config).run(context(tmp_path / "out")).counts["longer than max_characters"] == 1
+
+
+def test_zero_is_an_id(tmp_path):
+    source = tmp_path / "some.jsonl"
+    source.write_bytes(line(id=0) + b"\n" + line(id=0, problem="2+2?"))
+    result = Ingest(IngestConfig(name="in", source=str(source))).run(context(tmp_path / "out"))
+    assert result.counts["duplicate id"] == 1
+
+
 @pytest.mark.parametrize("reason", LINES)
 def test_a_bad_line_is_set_aside_with_its_place(tmp_path, reason):
     source = tmp_path / "some.jsonl"
@@ -54,6 +87,37 @@ def test_rows_without_ids_are_told_apart_by_their_content(tmp_path):
     source.write_text("\n".join(map(json.dumps, rows)))
     result = Ingest(IngestConfig(name="in", source=str(source))).run(context(tmp_path / "out"))
     assert (result.num_rows, result.counts["duplicate response"]) == (2, 1)
+
+
+def test_a_parquet_cell_that_is_not_utf8_costs_its_row_only(tmp_path):
+    texts = [b"It is 2.", b"It is \xff.", b"It is 4."]
+    turns = [[{"role": "user", "content": text}] for text in (b"1+1?", b"2+2?", b"\xfe?")]
+    turn = pa.struct([("role", pa.string()), ("content", pa.binary())])
+    table = pa.table(
+        {
+            "prompt": _unchecked(pa.array(turns, pa.list_(turn))),
+            "completion": _unchecked(pa.array(texts, pa.binary())),
+        }
+    )
+    pq.write_table(table, tmp_path / "some.parquet")
+    config = IngestConfig(name="in", source=str(tmp_path / "some.parquet"))
+    result = Ingest(config).run(context(tmp_path / "out"))
+    assert (result.num_rows, result.counts["not UTF-8"]) == (1, 2)
+    aside = pl.read_parquet(tmp_path / "out" / "quarantine.parquet")
+    assert aside["place"].to_list() == ["some.parquet row 1", "some.parquet row 2"]
+    assert [detail.split(":")[0] for detail in aside["detail"]] == [
+        "column 'completion'", "column 'prompt'",
+    ]  # fmt: skip
+
+
+def _unchecked(array):
+    """Bytes passed off as text, as writers do that check nothing."""
+    if pa.types.is_binary(array.type):
+        return pa.Array.from_buffers(pa.string(), len(array), array.buffers())
+    turns = array.values
+    parts = [turns.field("role"), _unchecked(turns.field("content"))]
+    turns = pa.StructArray.from_arrays(parts, ["role", "content"])
+    return pa.ListArray.from_arrays(array.offsets, turns)
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 100, 0.5, 0.99])
@@ -94,6 +158,8 @@ def test_answers_that_are_absent_stop_the_grading(tmp_path):
     [
         (("a:prompt:1", "b:prompt:1"), None, "cannot be compared, by a:prompt:1, b:prompt:1"),
         (("a:prompt:1", "a:prompt:2"), None, "cannot be compared"),
+        (("a:prompt:1", None), None, "cannot be compared, by .*does not name.*, a:prompt:1"),
+        ((None, None), "a:prompt:1", "by .*does not name.*, not a:prompt:1"),
         (("a:prompt:1", "a:prompt:1"), "a:prompt:2", "are by a:prompt:1, not a:prompt:2"),
     ],
 )

@@ -17,6 +17,27 @@ def test_a_chain_is_worked_out_step_by_step():
     )
 
 
+def test_a_chain_is_written_in_four_ways():
+    terms = (7, 5, -3, 8)
+    answer = "</think><answer>\\boxed{17}</answer>"
+    assert solution(terms, "totals") == f"<think>12\n9\n17\n{answer}"
+    assert solution(terms, "gathered") == f"<think>7+5=12\n12+8=20\n20-3=17\n{answer}"
+    assert solution(terms, "answer") == f"<think>{answer}"
+
+
+def test_ways_of_writing_have_their_shares(tmp_path):
+    plain = ChainsConfig(name="plain", size=200, heldout=5)
+    mixed = ChainsConfig(name="mixed", size=200, heldout=5, styles={"steps": 3, "totals": 1})
+    for config in (plain, mixed):
+        Chains(config).run(context(tmp_path / config.name))
+    samples = read_table(tmp_path / "mixed", Kind.SAMPLES)
+    assert 30 <= (samples["generator"] == "chains totals").sum() <= 70
+    before = read_table(tmp_path / "plain", Kind.SAMPLES)
+    assert samples["problem_id"].equals(before["problem_id"])
+    for row in samples.head(8).iter_rows(named=True):
+        assert grade_finely(row["response"], row["answer"]).score == pytest.approx(3.1)
+
+
 def test_solutions_are_right_and_heldout_problems_are_apart(tmp_path):
     first = ChainsConfig(name="first", size=40, heldout=10, most_steps=3)
     Chains(first).run(context(tmp_path / "first"))

@@ -87,6 +87,17 @@ def test_flaws_and_tokens(tmp_path, smollm2):
     assert aside["place"].to_list() == [f"sample {row.sample_id}" for row in rows[1:]]
 
 
+def test_flaws_of_the_problem_count_too(tmp_path):
+    rows = [
+        sample(0, response="fine"),
+        sample(1, problem="with a figure at www.example.org", response="fine"),
+        sample(2, response="<think>因此</think>"),
+    ]
+    result, kept = run(tmp_path, rows, refuse=("hyperlink", "mixed_languages"))
+    assert kept["sample_id"].to_list() == [rows[0].sample_id]
+    assert result.counts == {"hyperlink": 1, "mixed languages": 1}
+
+
 @pytest.mark.parametrize(("num_correct", "is_kept"), [(1, False), (2, True), (6, True), (7, False)])
 def test_of_eight_samples_two_to_six_must_be_right(tmp_path, num_correct, is_kept):
     def answers(problem, count, correct):

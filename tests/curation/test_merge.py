@@ -2,12 +2,13 @@
 
 import re
 
+import polars as pl
 import pytest
 
 from megatron_reason.curation.grade import Grade, GradeConfig
 from megatron_reason.curation.merge import Merge, MergeConfig
 from megatron_reason.errors import ConfigError, DataError
-from megatron_reason.schema.tables import Kind, Quarantine, read_table
+from megatron_reason.schema.tables import SCHEMAS, Kind, Quarantine, read_table, write_table
 from tests.curation.stages import context, sample, write_samples
 
 NUM_SHARDS = 3
@@ -70,3 +71,25 @@ def test_whole_tables_are_joined_unless_they_share_a_sample(tmp_path, table):
     again = write_samples(tmp_path / "again", [sample(30), sample(21)])
     with pytest.raises(DataError, match=r"1 samples occur twice.*row 1 of 't1' and row 1 of 't2'"):
         merge(tmp_path / "twice", [table, more, again])
+
+
+def test_later_rows_with_another_answer_are_set_aside(tmp_path):
+    first = [sample(0, answer="2"), sample(1, answer="a  b")]
+    second = [sample(0, answer="3"), sample(10, problem=1, answer="a b"), sample(2, answer="2")]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, rows in zip(folders, (first, second), strict=True):
+        write_samples(folder, rows)
+        problems = read_table(folder, Kind.SAMPLES).select(SCHEMAS[Kind.PROBLEMS].names)
+        write_table(folder, Kind.PROBLEMS, problems)
+    with Quarantine(folders[0]) as quarantine:
+        quarantine.add("bad", "row")
+    result = merge(tmp_path / "merged", folders)
+    merged = read_table(tmp_path / "merged", Kind.SAMPLES)
+    assert merged["sample_id"].to_list() == [row.sample_id for row in (*first, *second[1:])]
+    problems = read_table(tmp_path / "merged", Kind.PROBLEMS)
+    assert set(problems["problem_id"]) == set(merged["problem_id"])
+    assert result.counts["contradictory answer"] == 2
+    aside = pl.read_parquet(tmp_path / "merged" / "quarantine.parquet")
+    assert aside["place"].to_list() == [
+        "", f"t1 problem {second[0].problem_id}", f"t1 sample {second[0].sample_id}",
+    ]  # fmt: skip

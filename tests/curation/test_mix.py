@@ -50,6 +50,14 @@ def test_a_response_cut_at_its_limit_keeps_an_open_end(tmp_path, smollm2):
     assert ended["ids"][len(cut["ids"])] in stops
 
 
+def test_empty_responses_are_set_aside(tmp_path, smollm2):
+    texts = ("It is 2.", "", " ")
+    rows = [sample(number, role="demo", response=text) for number, text in enumerate(texts)]
+    result, taken = mix(tmp_path, smollm2, {"a": rows})
+    assert [row["sample_id"] for row in taken] == [rows[0].sample_id]
+    assert result.counts["empty response"] == 2
+
+
 def test_overlong_sequences_are_dropped_and_counted_or_refused(tmp_path, smollm2):
     rows = [sample(0, role="demo"), sample(1, role="demo", response="word " * 300)]
     result, taken = mix(tmp_path / "a", smollm2, {"a": rows}, max_tokens=128)

@@ -1,22 +1,27 @@
 """Output in parts: what a killed stage keeps, and when it begins anew."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
+from megatron_reason.config.model import ModelConfig
+from megatron_reason.config.template import TemplateConfig
 from megatron_reason.curation._parts import PARTS, PartedOutput
 from megatron_reason.curation.grade import GradeConfig
 from megatron_reason.schema.tables import Kind, TableReader, read_table
-from tests.curation.stages import sample, write_samples
+from tests.curation.stages import context, sample, write_samples
 
 
 class KilledError(Exception):
     pass
 
 
-def work(source, output, *, stop_at=None, config=None, **options):
+def work(source, output, *, stop_at=None, shard=None, config=None, made=None, **options):
     """Mark every row with the number of the run that made it; returns the parts worked on."""
-    config = config or GradeConfig(name="graded", table="in")
-    parts = PartedOutput(config, TableReader(source, Kind.SAMPLES), output, **options)
+    config = config or GradeConfig(name="graded", table="in", shard=shard)
+    setting = replace(context(output), **(made or {}))
+    parts = PartedOutput(config, TableReader(source, Kind.SAMPLES), setting, **options)
     done = []
     for part in parts.missing:
         with parts.open(part) as opened:
@@ -51,7 +56,7 @@ def test_goes_on_at_the_first_missing_part(tmp_path, source):
     assert not (output / PARTS).exists()
 
 
-@pytest.mark.parametrize("what", ["settings", "rows", "shard"])
+@pytest.mark.parametrize("what", ["settings", "rows", "shard", "model", "template", "seed"])
 def test_begins_anew_when_anything_else_is_asked_for(tmp_path, source, what):
     output = tmp_path / "out"
     with pytest.raises(KilledError):
@@ -64,6 +69,12 @@ def test_begins_anew_when_anything_else_is_asked_for(tmp_path, source, what):
             write_samples(source, [sample(number) for number in range(1, 11)])
         case "shard":
             options["shard"] = "0/2"
+        case "model":
+            options["made"] = {"model": ModelConfig(path="another")}
+        case "template":
+            options["made"] = {"template": TemplateConfig(suffix="!")}
+        case "seed":
+            options["made"] = {"seed": 1}
     done, num_rows, _ = work(source, output, **options)
     assert done == ([0, 3] if what == "shard" else [0, 3, 6, 9])
     assert num_rows == (5 if what == "shard" else 10)

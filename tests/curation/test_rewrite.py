@@ -118,6 +118,14 @@ def test_a_guided_prompt_that_does_not_fit_falls_back(tmp_path, smollm2, engine)
     assert result.counts["guided_prompt_too_long"] == 4
 
 
+def test_a_plain_prompt_that_does_not_fit_falls_back_and_is_not_asked(tmp_path, smollm2, engine):
+    engine.description = {"max_model_len": 10}
+    result, rows = rewrite(tmp_path, smollm2, engine)
+    assert rows["origin"].to_list() == ["expert"] * 5
+    assert result.counts["guided_prompt_too_long"] == 5
+    assert not engine.prompts
+
+
 def test_goes_on_after_a_kill(tmp_path, smollm2, engine):
     engine.fails_after = 2
     with pytest.raises(KeyboardInterrupt):

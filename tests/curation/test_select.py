@@ -73,6 +73,33 @@ def test_overlong_responses_are_counted(tmp_path):
     assert result.counts["longer_than_max_tokens"] == 1
 
 
+def test_responses_below_min_tokens_are_counted(tmp_path):
+    rows = [scored(0, 1.1, num_tokens=9), scored(1, 3.0, num_tokens=10)]
+    for rule in ({"name": "lowest"}, {"name": "random"}):
+        result, taken = select(tmp_path, rows, rule=rule, count=1, min_tokens=10)
+        assert picked(taken) == ["1"]
+        assert result.counts["shorter_than_min_tokens"] == 1
+    with pytest.raises(SchemaError, match="score"):
+        select(tmp_path, [sample(0)], rule={"name": "random"}, count=1, min_tokens=10)
+    with pytest.raises(ValidationError, match="more than 'max_tokens'"):
+        select(tmp_path, rows, rule={"name": "random"}, count=1, min_tokens=10, max_tokens=9)
+
+
+def test_a_prefix_is_put_where_it_is_not(tmp_path):
+    texts = ["a</think> 3", "<think>b</think> 3", " "]
+    rows = [
+        sample(n, response=text, ppl=2.0 + n, num_tokens=5, status=Status.WRONG)
+        for n, text in enumerate(texts)
+    ]
+    rule = {"name": "lowest", "floor": 1.2}
+    _, taken = select(tmp_path, rows, rule=rule, count=3, where="wrong", prefix="<think>")
+    assert taken["response"].to_list() == ["<think>a</think> 3", "<think>b</think> 3", " "]
+    assert taken["ppl"].to_list() == [2.0, 3.0, 4.0]
+    assert taken["sample_id"].to_list() == [row.sample_id for row in rows]
+    _, taken = select(tmp_path, rows, rule=rule, count=3, where="wrong")
+    assert taken["response"].to_list() == texts
+
+
 def test_gaussian_writes_its_bins_for_the_report(tmp_path):
     rows = [scored(i, 1.0 + i / 50, num_tokens=i) for i in range(200)]
     rule = {"name": "gaussian", "mean": 3.0, "std": 0.5, "bin_width": 0.5}
@@ -95,6 +122,18 @@ def test_a_shortage_is_an_error_that_says_where_and_what_to_do(tmp_path):
     assert "allow_shortage" in caught.value.way_out
     result, taken = select(tmp_path, rows, rule=rule, count=10, allow_shortage=True)
     assert len(taken) == result.counts["shortage"] == 5
+
+
+def test_the_papers_floored_targets_are_no_shortage(tmp_path):
+    rows = [scored(i, 1.0 + i / 50, num_tokens=i) for i in range(200)]
+    rule = {"name": "gaussian", "mean": 3.0, "std": 0.5, "bin_width": 0.5, "exact": "paper"}
+    result, taken = select(tmp_path, rows, rule=rule, count=10)
+    assert len(taken) == 8
+    assert result.counts["shortage"] == 0
+    with pytest.raises(DataError, match=r"found 7 of 8 responses \(1 short\)"):
+        select(tmp_path, [row for row in rows if not 2.0 <= row.ppl < 2.5], rule=rule, count=10)
+    with pytest.raises(DataError, match="found 0 of 0"):
+        select(tmp_path, rows, rule=rule, count=1, allow_shortage=True)
 
 
 def test_nothing_at_all_is_an_error_even_if_a_shortage_is_allowed(tmp_path):

@@ -16,6 +16,8 @@ BOTH = ("hyperlink", "mixed_languages")
         ("The ratio a:b is http-like.", None),
         ("So we get 因此 the answer.", "mixed languages"),
         (r"因此 $x = \frac{1}{2}$。", None),
+        ("<think>\n因此</think><answer>二</answer>", None),
+        ("<think>因此 so</think>", "mixed languages"),
         ("Nothing but English.", None),
     ],
 )

@@ -5,7 +5,7 @@ Used by the invariance tests and by the tool that writes the published table.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,30 @@ from megatron_reason.schema.method import Frozen, Method, TrainState, create_met
 from megatron_reason.schema.topology import Topology
 
 VOCAB = 61
-LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2)]
+
+
+class Layout(NamedTuple):
+    """Sizes of a layout; with TP and CP sequence parallelism, too."""
+
+    tp: int
+    pp: int
+    dp: int
+    cp: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """All ranks."""
+        return self.tp * self.pp * self.dp * self.cp
+
+    def __str__(self) -> str:
+        context = f"-cp{self.cp}" if self.cp > 1 else ""
+        return f"tp{self.tp}-pp{self.pp}{context}-dp{self.dp}"
+
+
+LAYOUTS = [
+    Layout(1, 1, 1), Layout(2, 1, 1), Layout(1, 2, 1), Layout(1, 1, 2), Layout(1, 1, 1, cp=2),
+    Layout(2, 2, 1), Layout(2, 1, 2), Layout(1, 2, 2), Layout(2, 1, 1, cp=2),
+]  # fmt: skip
 BATCHES = {
     "micro-batch 1 (unpacked)": BatchConfig(max_sequences_per_microbatch=1),
     "micro-batch 2": BatchConfig(max_sequences_per_microbatch=2),
@@ -183,9 +206,7 @@ class World:
     folder: Path
 
     @classmethod
-    def open(
-        cls, layout: tuple[int, int, int], folder: Path, base: Path, **options: Any
-    ) -> "World":
+    def open(cls, layout: Layout, folder: Path, base: Path, **options: Any) -> "World":
         """On this layout; `options` are further fields of the parallel configuration."""
         from megatron.core import parallel_state
 
@@ -193,8 +214,10 @@ class World:
         from megatron_reason.engine.topology import init_topology
 
         parallel = ParallelConfig(
-            tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1], **options
-        )
+            tensor_model_parallel_size=layout.tp, pipeline_model_parallel_size=layout.pp,
+            context_parallel_size=layout.cp,
+            **{"sequence_parallel": layout.tp > 1 and layout.cp > 1} | options,
+        )  # fmt: skip
         if parallel_state.is_initialized():
             parallel_state.destroy_model_parallel()
         topology = init_topology(parallel)

@@ -22,7 +22,7 @@ def both_ways(_rank: int, _world_size: int, folder: str) -> None:
     from megatron_reason.ops.token_stats import HeadOptions
 
     model, base = Path(folder, "model"), Path(folder, "base")
-    trainable = invariance.World.open((1, 1, 1), model, base).trainable
+    trainable = invariance.World.open(invariance.Layout(1, 1, 1), model, base).trainable
     stage, topology = trainable.model, trainable.topology
     weight = head_weight(stage)
     drawn = invariance.samples()
@@ -30,7 +30,7 @@ def both_ways(_rank: int, _world_size: int, folder: str) -> None:
     streamed: list[str] = []
     for name in invariance.METHODS:
         learner = invariance.method(name)
-        batches = microbatches_of_rank(drawn, whole, rank=0, num_ranks=1, multiple_of=1)
+        batches = microbatches_of_rank(drawn, whole, rank=0, num_ranks=1)
         models = Models(stage, trainable.reference, topology)
         (batch,) = fill_frozen(models, learner, batches, drawn, invariance.STATE)
         terms = learner.terms(invariance.STATE)

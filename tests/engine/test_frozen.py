@@ -8,7 +8,7 @@ from megatron_reason.engine.packing import pack
 from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.schema.batch import Role, TokenizedSample, TokenStats
 from megatron_reason.schema.method import Frozen, TrainState, create_method
-from megatron_reason.schema.topology import Topology
+from megatron_reason.schema.topology import Rounding, Topology
 
 
 def sample(name: str, num_tokens: int, **fields: object) -> TokenizedSample:
@@ -19,7 +19,7 @@ def sample(name: str, num_tokens: int, **fields: object) -> TokenizedSample:
 def test_whole_batch_is_in_the_order_of_the_samples_however_they_are_packed() -> None:
     samples = [sample("a", 3), sample("b", 1), sample("c", 2)]
     members = [[2, 0], [1]]
-    batches = [pack([samples[i] for i in m], multiple_of=4, indices=m) for m in members]
+    batches = [pack([samples[i] for i in m], rounding=Rounding(pack=4), indices=m) for m in members]
     stats = []
     for batch, own in zip(batches, members, strict=True):
         # The value tells which sample a token belongs to.

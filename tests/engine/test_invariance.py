@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 
 
 def compare(
-    rank: int, world_size: int, layout: tuple[int, int, int], folder: str, scratch: Path
+    rank: int, world_size: int, layout: invariance.Layout, folder: str, scratch: Path
 ) -> None:
     model, base = Path(folder, "model"), Path(folder, "base")
     world = invariance.World.open(layout, model, base)
@@ -40,7 +40,9 @@ def compare(
     for name in invariance.METHODS:
         learner = invariance.method(name)
         expected_loss, expected = references[name]
-        for mode, batch in invariance.BATCHES.items():
+        # What four ranks have of their own is no matter of packing: the two extremes do.
+        modes = list(invariance.BATCHES.items())
+        for mode, batch in modes if world_size < 4 else (modes[0], modes[-1]):
             # Another order of the samples comes with another micro-batch.
             order = drawn if mode == "packed" else drawn[::-1]
             if name == "Clip-Cov":
@@ -57,12 +59,12 @@ def compare(
                 assert error < TOLERANCE, f"{where}: {key} is off by {error:.1e}"
 
 
-@pytest.mark.parametrize("layout", invariance.LAYOUTS, ids=lambda x: "tp{}-pp{}-dp{}".format(*x))
+@pytest.mark.parametrize("layout", invariance.LAYOUTS, ids=str)
 def test_every_method_equals_hugging_face_in_float64(
-    layout: tuple[int, int, int], folders: dict[bool, Path], tmp_path: Path
+    layout: invariance.Layout, folders: dict[bool, Path], tmp_path: Path
 ) -> None:
-    folder = str(folders[layout[0] == layout[1]])
-    spawn(compare, layout[0] * layout[1] * layout[2], layout, folder, tmp_path / "scratch")
+    folder = str(folders[layout.tp == layout.pp])
+    spawn(compare, layout.ranks, layout, folder, tmp_path / "scratch")
 
 
 def test_every_method_is_in_the_table() -> None:

@@ -7,6 +7,7 @@ from megatron_reason.config.train import BatchConfig
 from megatron_reason.engine.packing import assign, microbatches_of_rank, pack
 from megatron_reason.errors import DataError
 from megatron_reason.schema.batch import Role, TokenizedSample
+from megatron_reason.schema.topology import Rounding
 
 
 def sample(name: str, prompt: int, response: int, role: Role = Role.DEMO) -> TokenizedSample:
@@ -39,7 +40,7 @@ def test_ranks_share_the_work_even_when_one_microbatch_would_do() -> None:
 
 
 def test_pack_aligns_everything_to_targets() -> None:
-    batch = pack([sample("a", 2, 2), sample("b", 1, 2, Role.NEGATIVE)], multiple_of=4)
+    batch = pack([sample("a", 2, 2), sample("b", 1, 2, Role.NEGATIVE)], rounding=Rounding(pack=4))
     assert batch.ids_T.tolist() == [10, 11, 12, 20, 21, 0, 0, 0]
     assert batch.target_T.tolist() == [11, 12, 13, 21, 22, 0, 0, 0]
     assert batch.position_T.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
@@ -52,7 +53,7 @@ def test_pack_aligns_everything_to_targets() -> None:
 
 
 def test_an_empty_microbatch_is_one_masked_token() -> None:
-    batch = pack([], multiple_of=2)
+    batch = pack([], rounding=Rounding(pack=2))
     assert batch.num_tokens == 2
     assert batch.num_sequences == 0
     assert not batch.loss_mask_T.any()

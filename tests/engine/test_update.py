@@ -41,7 +41,9 @@ def take_steep_steps(_rank: int, _world_size: int, folder: str) -> None:
     from megatron_reason.engine.guards import NonFiniteGuard
     from megatron_reason.engine.update import update
 
-    world = invariance.World.open((1, 1, 1), Path(folder, "model"), Path(folder, "model"))
+    world = invariance.World.open(
+        invariance.Layout(1, 1, 1), Path(folder, "model"), Path(folder, "model")
+    )
     learner, drawn = create_method("sft"), invariance.samples()
     guard = NonFiniteGuard(Path(folder), max_consecutive=0)
 

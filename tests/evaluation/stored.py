@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_reason.config.sampling import SamplingConfig
-from megatron_reason.evaluation.card import EvalCard, write_card
+from megatron_reason.evaluation.card import EvalCard, hash_problems, write_card
 from megatron_reason.evaluation.summary import summarise, write_summary
 from megatron_reason.schema.records import EvalRecord, Finish, Message, Problem, Status
 from megatron_reason.schema.tables import Kind, read_table, write_table
@@ -37,8 +37,10 @@ def write_evaluation(
     write_table(folder, Kind.GENERATIONS, records)
     write_summary(folder, summarise(read_table(folder, Kind.GENERATIONS), seed=0))
     settings = {
-        "versions": {}, "template_hash": "t", "sampling": SamplingConfig(),
-        "reward": "math_verify", "engine": {"kind": "vllm"}, "problems_hash": "p",
+        "versions": {}, "template_hash": "t",
+        "sampling": SamplingConfig(samples_per_prompt=len(right[0])),
+        "reward": "math_verify", "engine": {"kind": "vllm"},
+        "problems_hash": hash_problems(problem.problem_id for problem in problems),
         "num_problems": len(right), "weights": folder.name,
     }  # fmt: skip
     write_card(folder, EvalCard.model_validate(settings | card))

@@ -91,6 +91,15 @@ def test_a_file_of_your_own_is_a_benchmark(tmp_path: Path):
         find_benchmark(str(tmp_path / "none.jsonl")).problems(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'minerva'"):
         find_benchmark("minervas")
+    with pytest.raises(DataError, match=r"(?s)hf://datasets/a/b/test\.jsonl.*refs/convert/parquet"):
+        find_benchmark("hf://datasets/a/b/test.jsonl").problems(tmp_path)
+
+
+def test_a_number_that_answers_a_multiple_choice_is_the_index_of_an_option(tmp_path: Path):
+    row = {"question": "Which?", "choices": ["1", "2", "3", "4"], "answer": 1}
+    (tmp_path / "hub.jsonl").write_text(json.dumps(row))
+    entry = Benchmark(name="hub", source="hub.jsonl", is_choice=True)
+    assert entry.problems(tmp_path)["answer"].to_list() == ["B"]
 
 
 def test_bad_files_are_refused(tmp_path: Path):

@@ -17,6 +17,10 @@ def test_options_of_lettered_and_numbered_lines_and_of_lists():
     assert (numbered.options, numbered.letter) == (("a", "b\nand more of b", "c"), "B")
     listed = read_choice("Which?", "b", {"options": ["a", "b"]})
     assert (listed.options, listed.letter) == (("a", "b"), "B")
+    hub = read_choice("Which?", 1, {"choices": ["1", "2", "3", "4"]})
+    assert (hub.right, hub.letter) == (1, "B")
+    assert read_choice("Which?", "1", {"choices": ["1", "2", "3", "4"]}).right == 0
+    assert read_choice("Which?\n\n1) a\n2) b", 1, {}).right == 0
     within = read_choice("Read:\nA) a line of text\nIt says?\nA) x\nB) y", "B", {})
     assert within.options == ("x", "y")
 
@@ -49,8 +53,11 @@ def test_options_that_speak_of_others_keep_their_place(last: str):
         ("Which?", "A", {"options": ["one"]}, "1 options"),
         ("Which?", "A", {"options": list("abcdefghijk")}, "11 options"),
         (PROBLEM, "E", {}, "none of A, B, C, D"),
+        ("Which?", 2, {"choices": ["1", "2"]}, "the answer 2 is no index of 2 options"),
     ],
 )
-def test_rows_that_are_no_choice_are_refused(problem: str, answer: str, row: dict, message: str):
+def test_rows_that_are_no_choice_are_refused(
+    problem: str, answer: str | int, row: dict, message: str
+):
     with pytest.raises(ValueError, match=message):
         read_choice(problem, answer, row)

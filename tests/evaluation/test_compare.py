@@ -2,6 +2,7 @@ import pytest
 
 from megatron_reason.errors import DataError
 from megatron_reason.evaluation.compare import compare_folders, find_evaluations, read_evaluation
+from megatron_reason.evaluation.regrade import regrade
 from megatron_reason.files import write_text
 from tests.evaluation.stored import write_evaluation
 
@@ -34,10 +35,10 @@ def test_unlike_cards_are_refused_unless_forced(tmp_path):
 
 def test_forced_comparison_takes_the_common_problems(tmp_path):
     a = write_evaluation(tmp_path / "a", BAD)
-    b = write_evaluation(tmp_path / "b", GOOD, first=2, problems_hash="q")
+    b = write_evaluation(tmp_path / "b", GOOD, first=2)
     (found,) = compare_folders(str(a), str(b), force=True)
     assert found.tests["pass@1"].num_problems == 2
-    c = write_evaluation(tmp_path / "c", GOOD, first=10, problems_hash="r")
+    c = write_evaluation(tmp_path / "c", GOOD, first=10)
     with pytest.raises(DataError, match="no problem in common"):
         compare_folders(str(a), str(c), force=True)
 
@@ -48,7 +49,11 @@ def test_suites_are_compared_set_by_set_and_models_of_a_run_by_name(tmp_path):
             write_evaluation(tmp_path / "run" / f"10-eval-{model}" / name, right)
     run = tmp_path / "run"
     found = compare_folders(f"{run}:base", f"{run}:sft", force=False)
-    assert [one.problem_set for one in found] == ["aime24", "amc23"]
+    assert [one.problem_set for one in found] == ["aime24", "amc23", "mean of aime24, amc23"]
+    mean = found[-1].tests
+    assert mean.keys() == {"pass@1"}
+    assert mean["pass@1"].value == pytest.approx(found[0].tests["pass@1"].value)
+    assert mean["pass@1"].num_problems == 8
     with pytest.raises(DataError, match="Did you mean 'base'"):
         find_evaluations(f"{run}:bas")
     write_evaluation(tmp_path / "other" / "gsm8k", BAD)
@@ -75,3 +80,23 @@ def test_mixed_up_and_missing_files_are_named(tmp_path):
     (uneven / "generations.parquet").write_bytes(b"nonsense")
     with pytest.raises(DataError, match="cut short or damaged"):
         read_evaluation(uneven)
+
+
+@pytest.mark.parametrize(
+    ("right", "first", "trouble"),
+    [
+        (BAD, 5, "the answers are to other problems than the card's"),
+        ([*BAD, [True, True]], 0, "answers to 5 problems lie beside a card of 4"),
+        ([[True] * 3] * 4, 0, "a problem has 3 answers, and the card says 2"),
+    ],
+)
+def test_answers_of_another_evaluation_beside_a_card_are_refused(tmp_path, right, first, trouble):
+    folder = write_evaluation(tmp_path / "a", BAD)
+    other = write_evaluation(tmp_path / "b", right, first=first)
+    (folder / "generations.parquet").write_bytes((other / "generations.parquet").read_bytes())
+    both = rf"(?s)a/generations\.parquet and .*a/eval_card\.json.*{trouble}"
+    with pytest.raises(DataError, match=both):
+        read_evaluation(folder)
+    with pytest.raises(DataError, match=both):
+        regrade(folder, "plain", list)
+    assert (folder / "summary.json").is_file()

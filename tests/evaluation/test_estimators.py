@@ -11,6 +11,7 @@ from megatron_reason.evaluation.estimators import (
     bootstrap,
     maj_at_k,
     mean_share,
+    over_trainings,
     wilson,
 )
 
@@ -126,6 +127,27 @@ def test_equal_outcomes_do_not_give_an_interval_of_width_zero():
     assert (every.low, every.high) == (pytest.approx(1 - 0.161125, abs=1e-6), 1.0)
     mixed = mean_share([0.0, 0.5], seed=0, num_samples=8)
     assert mixed == bootstrap([0.0, 0.5], [1, 1], seed=0, num_samples=8)
+    for shares in ([0.25], [0.25] * 4):
+        found = mean_share(shares, seed=0, num_samples=4 * len(shares))
+        assert (found.value, found.n) == (0.25, 4 * len(shares))
+        assert 0 < found.low < 0.25 < found.high < 1
+    assert (found.low, found.high) == (wilson(1, 4).low, wilson(1, 4).high)
+    with pytest.raises(DataError, match="nothing to average"):
+        mean_share([], seed=0, num_samples=0)
+
+
+def test_one_outcome_a_problem_has_wilsons_interval():
+    found = mean_share([1.0] * 5 + [0.0] * 5, seed=0, num_samples=10)
+    assert found == wilson(5, 10)
+
+
+def test_intervals_of_few_problems_cover_the_truth():
+    """One sample each of eight problems, 30 % of them right: no interval of width 0 among them."""
+    generator = np.random.default_rng(0)
+    draws = generator.binomial(1, 0.3, (2000, 8)).astype(float)
+    found = [mean_share(draw.tolist(), seed=0, num_samples=8) for draw in draws]
+    covered = sum(one.low <= 0.3 <= one.high for one in found)
+    assert 0.93 <= covered / 2000 <= 0.99
 
 
 def test_wilson_reference_values():
@@ -139,3 +161,17 @@ def test_wilson_reference_values():
     assert none.high == pytest.approx(0.161125, abs=1e-6)
     with pytest.raises(DataError, match="impossible"):
         wilson(0, 0)
+
+
+def test_interval_over_trainings_is_students():
+    # 3 values with mean 2 and deviation 1: 4.303 / sqrt(3) to each side.
+    found = over_trainings([1.0, 2.0, 3.0], num_samples=7)
+    assert (found.value, found.n) == (2.0, 7)
+    assert found.high - 2 == pytest.approx(4.303 / math.sqrt(3))
+    assert 2 - found.low == pytest.approx(4.303 / math.sqrt(3))
+    # t(20) = 2.086 for 21 values.
+    values = [float(i) for i in range(21)]
+    half = over_trainings(values, num_samples=21).high - 10
+    assert half == pytest.approx(2.086 * math.sqrt(38.5 / 21), rel=2e-3)
+    with pytest.raises(DataError, match="no spread"):
+        over_trainings([1.0], num_samples=1)

@@ -1,4 +1,7 @@
 import itertools
+import multiprocessing
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+import megatron_reason
 from megatron_reason.config.evaluate import EvalConfig
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.config.template import TemplateConfig
@@ -187,6 +191,51 @@ def test_interrupted_at_any_grading_the_same_command_gives_the_same_table(
     assert stored.equals(read_table(tmp_path / "whole", Kind.GENERATIONS))
 
 
+def answer_all(tiny: Path, problems: pl.DataFrame, output: Path) -> None:
+    """A whole evaluation, in a process that may be killed at any moment."""
+    torch.set_num_threads(1)
+    run._SAMPLES_PER_CHUNK = NUM_SAMPLES
+    config = EngineConfig(name="transformers", max_model_len=128, max_num_seqs=8)
+    template = load_template(TemplateConfig(name="qwen_no_system"), tiny)
+    with HFEngine(tiny, config, dtype="float32") as engine:
+        evaluate(
+            problems, engine, template=template, config=make_config(), output=output, grade=grade
+        )
+
+
+def test_killed_while_it_samples_again_and_again_the_table_is_the_same_in_the_end(
+    tiny: Path, problems: pl.DataFrame, tmp_path: Path
+):
+    many = pl.concat(
+        [problems.with_columns(pl.col("problem_id") + f"-{again}") for again in range(12)]
+    )
+    multiprocessing.set_forkserver_preload(["tests.preload"])
+    context = multiprocessing.get_context("forkserver")
+    output, table = tmp_path / "killed", tmp_path / "killed" / "generations.parquet"
+    answered = 0
+    for _ in range(3):
+        process = context.Process(target=answer_all, args=(tiny, many, output))
+        process.start()
+        before = answered
+        while answered <= before:
+            assert process.is_alive()
+            time.sleep(0.002)
+            answered = read_table(output, Kind.GENERATIONS).height if table.is_file() else 0
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        answered = read_table(output, Kind.GENERATIONS).height
+        assert before < answered < many.height * NUM_SAMPLES
+    for folder in (output, tmp_path / "whole"):
+        process = context.Process(target=answer_all, args=(tiny, many, folder))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    whole = read_table(tmp_path / "whole", Kind.GENERATIONS)
+    assert read_table(output, Kind.GENERATIONS).equals(whole)
+    assert read_summary(output) == read_summary(tmp_path / "whole")
+
+
 def test_another_grader_judges_the_stored_answers_again(
     engine: CountingEngine, template: Template, problems: pl.DataFrame, tmp_path: Path
 ):
@@ -204,21 +253,87 @@ def test_another_grader_judges_the_stored_answers_again(
     assert read_table(tmp_path, Kind.GENERATIONS, columns=["response"]).equals(answers)
 
 
-def test_another_card_starts_afresh(
+def test_another_version_of_the_package_grades_again_and_draws_nothing(
+    engine: CountingEngine, template: Template, problems: pl.DataFrame, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    arguments = {"template": template, "config": make_config(), "output": tmp_path}
+    evaluate(problems, engine, grade=grade, **arguments)
+    monkeypatch.setattr(megatron_reason, "__version__", "99")
+    engine.num_prompts = 0
+    for _ in range(2):
+        found = evaluate(
+            problems,
+            engine,
+            **arguments,
+            grade=lambda pairs: [Verdict(1.0, Status.OK) for _ in pairs],
+        )
+        assert found.metrics["pass@1"].value == 1
+    assert engine.num_prompts == 0
+    assert read_card(tmp_path).versions["megatron-reason"] == "99"
+
+
+@pytest.mark.parametrize("dies_after", [10**6, 2])
+def test_more_samples_are_added_to_those_that_are_there(
+    engine: CountingEngine, template: Template, problems: pl.DataFrame, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, dies_after: int,
+):  # fmt: skip
+    monkeypatch.setattr(run, "_SAMPLES_PER_CHUNK", 4)
+    arguments = {"template": template, "grade": grade}
+    more = make_config().sampling.model_copy(update={"samples_per_prompt": 5})
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    evaluate(problems, engine, config=make_config(), output=grown, **arguments)
+    before = read_table(grown, Kind.GENERATIONS)
+    engine.num_prompts, engine.dies_after = 0, dies_after
+    config = make_config(sampling=more)
+    if dies_after == 2:
+        with pytest.raises(GenerationError, match="died"):
+            evaluate(problems, engine, config=config, output=grown, **arguments)
+        assert read_table(grown, Kind.GENERATIONS).height == 5 * NUM_SAMPLES + 2 * 2
+        assert not (grown / "summary.json").exists()
+        engine.dies_after = 10**6
+    summary = evaluate(problems, engine, config=config, output=grown, **arguments)
+    assert engine.num_prompts == 5
+    assert summary == evaluate(problems, engine, config=config, output=whole, **arguments)
+    after = read_table(grown, Kind.GENERATIONS)
+    assert after.equals(read_table(whole, Kind.GENERATIONS))
+    assert after.filter(pl.col("sample_index") < NUM_SAMPLES).equals(before)
+    assert read_card(grown) == read_card(whole)
+
+
+def test_answers_to_other_problems_beside_an_unfinished_card_are_refused(
+    engine: CountingEngine, template: Template, problems: pl.DataFrame, tmp_path: Path
+):
+    arguments = {"template": template, "config": make_config(), "grade": grade}
+    evaluate(problems, engine, output=tmp_path / "a", **arguments)
+    renamed = problems.head(2).with_columns(pl.col("problem_id") + "x")
+    evaluate(renamed, engine, output=tmp_path / "b", **arguments)
+    (tmp_path / "b" / "generations.parquet").replace(tmp_path / "a" / "generations.parquet")
+    with pytest.raises(DataError, match="6 answers are to other problems than the card's"):
+        evaluate(problems, engine, output=tmp_path / "a", **arguments)
+    (tmp_path / "a" / "eval_card.json").unlink()
+    with pytest.raises(DataError, match=r"answers lie here without the eval_card\.json"):
+        evaluate(problems, engine, output=tmp_path / "a", **arguments)
+
+
+def test_another_card_starts_afresh_and_the_answers_are_moved_aside(
     engine: CountingEngine, template: Template, problems: pl.DataFrame, tmp_path: Path
 ):
     arguments = {"template": template, "output": tmp_path, "grade": grade}
     evaluate(problems, engine, config=make_config(), **arguments)
-    first = read_card(tmp_path)
+    first, answers = read_card(tmp_path), read_table(tmp_path, Kind.GENERATIONS)
     warmer = make_config().sampling.model_copy(update={"temperature": 0.5, "seed": 2})
     evaluate(problems, engine, config=make_config(sampling=warmer), **arguments)
     assert engine.num_prompts == 10
+    assert read_card(tmp_path / "before-1") == first
+    assert read_table(tmp_path / "before-1", Kind.GENERATIONS).equals(answers)
     assert comparable(first, read_card(tmp_path)) == ["sampling.temperature 1.0 -> 0.5"]
     evaluate(problems, engine, config=make_config(sampling=warmer, max_problems=2), **arguments)
     assert read_table(tmp_path, Kind.GENERATIONS).height == 2 * NUM_SAMPLES
     assert [line.split()[0] for line in comparable(first, read_card(tmp_path))] == [
         "num_problems", "problems_hash", "sampling.temperature"
     ]  # fmt: skip
+    assert read_table(tmp_path / "before-2", Kind.GENERATIONS).height == 5 * NUM_SAMPLES
 
 
 def test_other_weights_are_answered_anew_but_may_be_compared(

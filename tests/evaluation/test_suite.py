@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from megatron_reason.config.load import load_config
@@ -5,7 +7,10 @@ from megatron_reason.errors import ConfigError
 from megatron_reason.evaluation.base import BENCHMARKS
 from megatron_reason.evaluation.suite import SUITES, suite_settings
 from megatron_reason.pipeline.alone import EvalSettings
+from megatron_reason.pipeline.run_config import RunConfig
 from megatron_reason.rewards.base import REWARDS
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 def settings_of(*words: str, overrides: tuple[str, ...] = ()) -> EvalSettings:
@@ -68,3 +73,19 @@ def test_wrong_words_are_refused_with_the_nearest():
         suite_settings(["oxa,dr"])
     with pytest.raises(ConfigError, match="at least 1"):
         settings_of("aime24", overrides=("eval.samples_of={aime24: 0}",))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("oxa/full_7b", "oxa"), ("lese/lese_1_5b", "lese"), ("srft/srft_7b", "srft"),
+        ("baselines/luffy_7b", "srft"), ("dr/dr_dft_7b", "dr"),
+    ],
+)  # fmt: skip
+def test_recipes_measure_as_the_suite_of_their_paper_does(recipe: str, name: str):
+    config = load_config(EXAMPLES / f"{recipe}.yaml", [], RunConfig)
+    suite = settings_of(name)
+    fields = ("benchmarks", "sampling", "samples_of", "benchmark_reward")
+    assert all(getattr(config.eval, field) == getattr(suite.eval, field) for field in fields)
+    # Data Rewriting trains in the tokenizer's own template and measures in another.
+    assert config.template == suite.template or name == "dr"

@@ -46,7 +46,8 @@ def test_scores_are_those_of_the_model_whatever_is_batched_together(model: Path,
             & (pl.col("sample_index") == row["sample_index"])
         ).to_dicts()
         prompt = template.prompt_ids([Message(**turn) for turn in question["messages"]])
-        response = template.response_ids(answer["response"])
+        stop = template.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        response = [*template.tokenizer.encode(answer["response"]), stop]
         assert row["ids"] == response
         assert template.tokenizer.decode(response) == "".join(row["tokens"])
         with torch.no_grad():

@@ -21,3 +21,4 @@ def test_seeds_follow_the_sampling_seed():
     assert request_seeds(PROMPTS, SAMPLING) != request_seeds(PROMPTS, other)
     more = SamplingConfig(samples_per_prompt=5, seed=1)
     assert request_seeds([[3]], more)[0][:3] == request_seeds([[3]], SAMPLING)[0]
+    assert request_seeds([[3]], more, 3)[0] == request_seeds([[3]], more)[0][3:]

@@ -1,4 +1,4 @@
-"""A real vLLM server in a process of its own, asked by a trainer's engine."""
+"""Two real vLLM servers in processes of their own, asked by a trainer's engine."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import ConfigError, EngineDiedError, GenerationError
-from megatron_reason.generation.server_engine import ServerEngine
+from megatron_reason.generation.server_engine import ServerEngine, finish_of
 from megatron_reason.schema.records import Finish
 
 pytest.importorskip("vllm")
@@ -39,7 +39,8 @@ class Server:
 
     def config(self, **changes: object) -> EngineConfig:
         """What asks it, by the folder in which it registers."""
-        where = {"name": "vllm-server", "servers_folder": str(self.folder), "start_timeout_s": 240}
+        where = {"name": "vllm-server", "servers_folder": str(self.folder), "num_servers": 2,
+                 "start_timeout_s": 240}  # fmt: skip
         return EngineConfig.model_validate({**where, **LENGTHS, **changes})
 
     def child(self) -> int:
@@ -49,30 +50,53 @@ class Server:
         return int(children[-1])
 
 
+def test_an_answer_that_was_given_up_is_no_answer_cut_at_its_limit() -> None:
+    assert [finish_of("url", reason) for reason in ("stop", "length")] == [
+        Finish.STOP, Finish.LENGTH,
+    ]  # fmt: skip
+    with pytest.raises(EngineDiedError, match="ended an answer with 'abort'"):
+        finish_of("url", "abort")
+
+
+def serve(run: Path, port: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "megatron_reason.cli.app", "serve", str(run), "--port", str(port),
+         "--register", str(run.parent / "servers")],
+        text=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The first of two; the second listens at a port that it has found by itself."""
     folder = tmp_path_factory.mktemp("server")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     lengths = ", ".join(f"{key}: {value}" for key, value in LENGTHS.items())
-    (folder / "run.yaml").write_text(
+    run = folder / "run.yaml"
+    run.write_text(
         f"run: {{name: served, dir: {folder}}}\nmodel: {{path: {smollm2}, dtype: bfloat16}}\n"
         f"engine: {{{lengths}}}\n",
         encoding="utf-8",
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "megatron_reason.cli.app", "serve", str(folder / "run.yaml"),
-         "--port", str(port), "--register", str(folder / "servers")],
-        text=True, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    yield Server(process, folder / "servers", port)
-    child = Server(process, folder, port).child()
-    process.send_signal(signal.SIGTERM)
-    process.wait(30)
-    assert process.returncode == 0
+    both = [Server(serve(run, number), folder / "servers", number) for number in (port, 0)]
+    yield both[0]
+    children = [server.child() for server in both]
+    # A job script passes on USR1 before the time limit; it queues what ends with 75 again.
+    for server, number in zip(both, (signal.SIGTERM, signal.SIGUSR1), strict=True):
+        server.process.send_signal(number)
+    for server, code in zip(both, (0, 75), strict=True):
+        assert server.process.wait(30) == code
     assert not list((folder / "servers").iterdir())
-    with pytest.raises(ProcessLookupError):
-        os.killpg(child, 0)
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.killpg(child, 0)
+
+
+def requests_of_each(server: Server) -> list[int]:
+    """How many continuations each of the two was asked for, as its log says."""
+    logs = sorted(server.folder.parent.glob("served/logs/server-*.log"))
+    return [log.read_text(encoding="utf-8").count("POST /inference/v1/generate") for log in logs]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +172,7 @@ def test_answers_of_another_trainers_weights_are_not_taken_for_ours(
             other._check_label("url", [{"version": engine._label}])
 
 
-def test_a_server_that_is_killed_comes_back_with_the_trainers_weights(
+def test_one_of_two_servers_is_killed_and_comes_back_with_the_trainers_weights(
     engine: ServerEngine, server: Server, model: torch.nn.Module
 ) -> None:
     engine.update_weights(buckets(model, 0.8), version=6)
@@ -163,9 +187,13 @@ def test_a_server_that_is_killed_comes_back_with_the_trainers_weights(
         finished.append(count)
 
     prompts = [[*prompt, index] for index in range(1, 9) for prompt in PROMPTS]
+    before = requests_of_each(server)
     drawn = engine.generate(prompts, asked, on_done=kill_once)
     engine.refill = None
     assert len(finished) == len(drawn) == len(prompts)
+    begun = [now - then for now, then in zip(requests_of_each(server), before, strict=True)]
+    assert len(begun) == 2
+    assert min(begun) > 0, "answers come from both"
     assert all(len(row) == 2 and {one.policy_version for one in row} == {6} for row in drawn)
     assert server.child() != child
     assert gap(model, 0.8, engine.score(PROMPTS)) < 0.2

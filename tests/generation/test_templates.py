@@ -51,6 +51,8 @@ def test_response_ends_with_stop_token_and_what_the_template_writes_after_it(tem
     assert template.tokenizer.decode([stop, newline]) == "<|im_end|>\n"
     assert template.turn_end_ids == (stop, newline)
     assert template.response_ids(ANSWER, finished=False) == text
+    assert template.generated_ids(ANSWER) == [*text, stop]
+    assert template.generated_ids(ANSWER, finished=False) == text
 
 
 def test_decode_inverts_response_ids(template: Template):
@@ -62,6 +64,28 @@ def test_qwen_no_system_writes_no_system_prompt(smollm2: Path):
     template = load_template(TemplateConfig(name="qwen_no_system"), smollm2)
     rendered = template.tokenizer.decode(template.prompt_ids([Message("user", "Hi")]))
     assert rendered == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_an_answer_begins_in_the_thought_that_the_prompt_has_opened(smollm2: Path):
+    template = load_template(TemplateConfig(name="qwen_think"), smollm2)
+    rendered = template.tokenizer.decode(template.prompt_ids([Message("user", "Hi")]))
+    assert rendered == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    told = [template.response_ids(text) for text in ("<think>\nab</think>", "ab</think>")]
+    assert told[0] == told[1]
+    assert template.decode(told[0]) == "ab</think>\n"
+    assert template.answer(told[0]) == "<think>\nab</think>\n"
+    assert template.response_ids(template.answer(told[0]).rstrip()) == told[0]
+    other = load_template(TemplateConfig(name="qwen_no_system"), smollm2)
+    assert other.decode(other.response_ids("<think>\na")) == "<think>\na\n"
+    assert other.answer(other.response_ids("a")) == "a\n"
+
+
+def test_a_models_own_template_that_opens_the_thought_is_noticed(folder: Path):
+    jinja = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    assert load_template(TemplateConfig(), folder).opening == ""
+    opened = jinja.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
+    (folder / "chat_template.jinja").write_text(opened, encoding="utf-8")
+    assert load_template(TemplateConfig(), folder).opening == "<think>"
 
 
 def test_oxa_appends_its_suffix_to_the_last_user_message_only(smollm2: Path):

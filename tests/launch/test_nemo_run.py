@@ -5,6 +5,7 @@ import pytest
 from megatron_reason.config.cluster import ClusterConfig
 from megatron_reason.errors import LaunchError
 from megatron_reason.launch.nemo_run import launch_sweep
+from tests.launch.sweeps import in_nemo_environment, swept
 
 HAS_NEMO_RUN = find_spec("nemo_run") is not None
 
@@ -19,3 +20,8 @@ def test_without_nemo_run_the_environment_is_named():
 def test_a_cluster_without_an_account_is_refused():
     with pytest.raises(LaunchError, match="the cluster's file names none"):
         launch_sweep("x", [], python="python", cluster=ClusterConfig())
+
+
+@in_nemo_environment
+def test_a_sweep_on_this_machine_ends_in_one_report(tmp_path):
+    swept(tmp_path)

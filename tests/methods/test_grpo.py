@@ -50,6 +50,19 @@ def test_dapo_punishes_length_softly() -> None:
     assert method.credit(group).advantages == pytest.approx([r - mean for r in shaped])
 
 
+def test_decided_tokens_can_be_left_without_a_gradient() -> None:
+    batch = fixture_f.batch((Role.ROLLOUT,) * 2, (0, 3), advantages=(1.0, -1.0))
+    _, whole, _ = run(golden.published("grpo", old_policy="current"), batch, keep=(0, 3))
+    log_p = torch.log_softmax(fixture_f.LOGITS[fixture_f.rows((0, 3))], dim=1)
+    entropy = -(log_p.exp() * log_p).sum(1)
+    threshold = entropy.sort().values[1:3].mean().item()
+    masked = golden.published("grpo", old_policy="current", least_entropy=threshold)
+    _, gradient, _ = run(masked, batch, keep=(0, 3))
+    is_undecided = entropy >= threshold
+    assert is_undecided.sum() == len(entropy) - 2
+    torch.testing.assert_close(gradient, whole * is_undecided[:, None], atol=1e-15, rtol=0)
+
+
 def test_needs_follow_the_settings() -> None:
     both = {Frozen.OLD_LOGPROB, Frozen.ROLLOUT_LOGPROB}
     assert create_method("grpo").required().frozen == both

@@ -35,8 +35,8 @@ def test_golden_weights(entropy: float, sft: float, rl: float) -> None:
     logprob_T = torch.tensor([-1.0], dtype=torch.float64)
     stats = TokenStats(logprob_T, torch.full((1,), entropy, dtype=torch.float64))
     losses = create_method("srft", entropy_scope="token").token_losses(stats, batch)
-    assert losses["sft"].item() == pytest.approx(sft, abs=1e-9)
-    assert losses["correct"].item() == pytest.approx(rl, abs=1e-9)
+    assert losses["sft"].item() == losses["srft/w_sft"].item() == pytest.approx(sft, abs=1e-9)
+    assert losses["correct"].item() == losses["srft/w_rl"].item() == pytest.approx(rl, abs=1e-9)
 
 
 def test_ablations_replace_the_whole_weight_by_one() -> None:
@@ -44,6 +44,7 @@ def test_ablations_replace_the_whole_weight_by_one() -> None:
     stats = TokenStats(torch.tensor([-1.5]), torch.tensor([math.log(3)]))
     losses = create_method("srft", weigh_sft=False, weigh_rl=False).token_losses(stats, batch)
     assert losses["sft"].item() == losses["correct"].item() == 1.5
+    assert losses["srft/w_sft"].item() == losses["srft/w_rl"].item() == 1.0
 
 
 def test_without_demonstrations_and_weights_it_is_reinforce_with_signs() -> None:

@@ -134,7 +134,7 @@ def _logprobs(stage: Any, topology: Topology) -> Tensor:
     from megatron_reason.engine.packing import pack
     from megatron_reason.engine.prepass import forward_only
 
-    batch = pack(samples(), multiple_of=topology.tp_size)
+    batch = pack(samples(), rounding=topology.rounding)
     step = statistics_step(topology, PLAIN, lambda stats, _: stats.logprob_T)
     collected = forward_only(stage, [batch], step)
     shared = [collected[0][batch.supervised_N] if topology.is_last_stage else None]

@@ -1,6 +1,7 @@
 """HF -> Megatron -> HF is the identity, on every layout, for every family, and so is the maths."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,33 @@ def other_distributions(rank: int, world_size: int, root: str) -> None:
     with pytest.raises(ConversionError, match=r"no tensor 'model\.norm\.weight'"):
         export_hf(stage, source, Path(root) / "bad", topology)
     assert not (Path(root) / "bad").exists()
+
+
+def test_a_disk_without_room_is_refused_before_the_first_byte(tmp_path: Path) -> None:
+    tiny.make("Qwen2ForCausalLM-tied", tmp_path / "in")
+    target = tmp_path / "disk"
+    target.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(target)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    try:
+        spawn(onto_a_small_disk, 1, str(tmp_path))
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+
+
+def onto_a_small_disk(rank: int, world_size: int, root: str) -> None:
+    from megatron_reason.engine.startup import load_model
+    from megatron_reason.engine.topology import init_topology
+    from megatron_reason.models.exporter import export_hf
+
+    topology = init_topology(ParallelConfig())
+    source, disk = Path(root) / "in", Path(root) / "disk"
+    config = ModelConfig(path="x", dtype="float32")
+    stage = load_model(config, source, ParallelConfig(), topology)
+    with pytest.raises(ConversionError, match=r"the weights take .* GB; .* GB are free"):
+        export_hf(stage, source, disk / "out", topology)
+    assert not [*disk.iterdir()]
 
 
 def test_files_are_as_large_as_asked_and_hold_what_the_model_has(tmp_path: Path) -> None:

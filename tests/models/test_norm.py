@@ -41,7 +41,7 @@ def test_norm_is_the_definition() -> None:
 def compare(
     rank: int,
     world_size: int,
-    layout: tuple[int, int, int],
+    layout: invariance.Layout,
     options: dict[str, Any],
     folder: str,
 ) -> None:
@@ -64,15 +64,15 @@ def compare(
 @pytest.mark.parametrize(
     ("layout", "options"),
     [
-        ((2, 1, 1), {}),
-        ((2, 1, 1), {"sequence_parallel": True, "recompute": "full"}),
-        ((2, 1, 1), {"sequence_parallel": True, "recompute": "selective"}),
-        ((2, 2, 1), {"sequence_parallel": True}),
+        (invariance.Layout(2, 1, 1), {}),
+        (invariance.Layout(2, 1, 1), {"sequence_parallel": True, "recompute": "full"}),
+        (invariance.Layout(2, 1, 1), {"sequence_parallel": True, "recompute": "selective"}),
+        (invariance.Layout(2, 2, 1), {"sequence_parallel": True}),
     ],
     ids=["tp2", "tp2-sequence-recompute", "tp2-sequence-selective", "tp2-pp2-sequence"],
 )
 def test_gradients_of_norms_are_whole(
-    layout: tuple[int, int, int], options: dict[str, Any], tmp_path: Path
+    layout: invariance.Layout, options: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = tiny.make("Qwen3ForCausalLM-tied", tmp_path / "model")
-    spawn(compare, layout[0] * layout[1] * layout[2], layout, options, str(folder))
+    spawn(compare, layout.ranks, layout, options, str(folder))

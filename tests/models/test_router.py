@@ -18,6 +18,10 @@ def compare(rank: int, world_size: int, root: str) -> None:
         ("Qwen3MoeForCausalLM-untied", grid.EXPERT_LAYOUTS["TP 2 EP 2"]),
         ("Qwen3MoeForCausalLM-untied", grid.EXPERT_LAYOUTS["PP 2 EP 2"]),
         ("Qwen3MoeForCausalLM-untied", grid.EXPERT_LAYOUTS["TP 2 EP 2 ETP 1"]),
+        (
+            "Qwen3MoeForCausalLM-untied",
+            {"context_parallel_size": 2, "expert_model_parallel_size": 2},
+        ),
         # Two KV groups cut through by four ranks.
         ("Qwen2ForCausalLM-tied", grid.LAYOUTS["TP 4 PP 1"]),
     ]
@@ -29,9 +33,10 @@ def compare(rank: int, world_size: int, root: str) -> None:
             expected = {name: grad for n, g in whole.items() for name, grad in by_expert(n, g)}
         parallel = grid.parallel_of(sizes)
         options = parallel.model_dump(exclude_defaults=True)
-        layout = (
+        layout = invariance.Layout(
             options.pop("tensor_model_parallel_size", 1),
             options.pop("pipeline_model_parallel_size", 1), 1,
+            options.pop("context_parallel_size", 1),
         )  # fmt: skip
         world = invariance.World.open(layout, model, model, **options)
         batch = BatchConfig(max_tokens_per_microbatch=64)

@@ -1,7 +1,14 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
-from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.errors import ConfigError, DataError, LaunchError
 from megatron_reason.pipeline.alone import run_stage_alone, training_job
+from megatron_reason.pipeline.lock import stage_locks
 from megatron_reason.pipeline.run_config import RunConfig
 from megatron_reason.schema.tables import Kind, read_table, write_table
 from tests.curation.stages import sample, write_samples
@@ -51,6 +58,51 @@ def test_what_does_not_fit_is_refused(tables, tmp_path):
     with pytest.raises(DataError, match="not empty"):
         run_stage_alone("grade", [first], tables[1], [])
     assert not (tmp_path / "x").exists()
+
+
+def test_a_killed_stage_goes_on_and_a_finished_one_is_not_done_again(tables, tmp_path):
+    model = make_tiny_model("LlamaForCausalLM", tmp_path / "model")
+    out = tmp_path / "scored"
+    words = ["score", "--in", str(tables[0]), "--out", str(out), "--set", f"model.path={model}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "megatron_reason.cli.app", "stage", *words], start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("jobs/*.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "it must be killed on its way"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (out / ".samples.parquet.1.tmp").write_text("half")
+    (out / "parts").mkdir(exist_ok=True)
+    overrides = [f"model.path={model}"]
+    result = run_stage_alone("score", [str(tables[0])], out, overrides)
+    assert result.num_rows == 1
+    assert not list(out.glob(".*.tmp"))
+    (before,) = read_table(out, Kind.SAMPLES, filled=["ppl"])["ppl"]
+    again = (out / "stage.json").stat().st_mtime_ns
+    launched = ["launch.threads_per_process=2", *overrides]
+    assert run_stage_alone("score", [str(tables[0])], out, launched) == result
+    assert (out / "stage.json").stat().st_mtime_ns == again
+    # Killed after its table was whole and before it was said to be done.
+    (out / "stage.json").unlink()
+    assert run_stage_alone("score", [str(tables[0])], out, overrides) == result
+    assert read_table(out, Kind.SAMPLES)["ppl"].to_list() == [before]
+    with pytest.raises(DataError, match="begun in the folder with other settings"):
+        run_stage_alone("score", [str(tables[0])], out, [*overrides, "stage.context=raw"])
+    with pytest.raises(DataError, match="begun in the folder with other settings"):
+        run_stage_alone("score", [str(tables[1])], out, overrides)
+
+
+def test_two_processes_do_not_work_in_one_folder(tables, tmp_path):
+    out = tmp_path / "graded"
+    with (
+        stage_locks(out, ["graded"]),
+        pytest.raises(LaunchError, match="another process works on stage 'graded'"),
+    ):
+        run_stage_alone("grade", [str(tables[0])], out, [])
+    assert run_stage_alone("grade", [str(tables[0])], out, []).num_rows == 1
 
 
 def test_training_job_of_a_variant(tmp_path, smollm2):

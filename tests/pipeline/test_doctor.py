@@ -35,7 +35,7 @@ def test_what_stands_in_for_missing_accelerators_and_slurm_is_said(monkeypatch, 
     monkeypatch.setenv("PATH", str(tmp_path))
     found = {finding.what: finding for finding in examine()}
     assert found["collectives"].found in ("gloo", "nccl")
-    assert "scaled_dot_product_attention" in found["flash_attn"].found
+    assert "attention kernels in torch" in found["flash_attn"].found
     assert found["shared memory"].found.endswith("GB")
     assert found["slurm"].verdict == "note"
     assert "tools/local_slurm.sh" in found["slurm"].way_out

@@ -33,6 +33,8 @@ def test_states_cost_18_bytes_a_weight_and_are_shared_as_megatron_shares_them():
         "weights": Layout(2, 1, 1, 4096),
         "gradients": Layout(2, 1, 1, 4096),
     }
+    shared = memory_of(QWEN_7B, Layout(1, 1, 1, 4096, cp=2), Extras())
+    assert shared.optimizer == alone.optimizer / 2
     for part, layout in halves.items():
         shared = memory_of(QWEN_7B, layout, Extras())
         assert getattr(shared, part) == pytest.approx(getattr(alone, part) / 2, rel=1e-3)
@@ -53,6 +55,19 @@ def test_recomputation_keeps_less_and_costs_speed(before, after):
     more, less = (propose(QWEN_7B, x, WORK, machine, Extras(), mfu=0.4) for x in layouts)
     assert more.memory.activations > 1.5 * less.memory.activations
     assert more.tokens_per_s > less.tokens_per_s
+
+
+def test_ranks_that_share_a_sequence_share_its_activations_and_cost_speed():
+    machine = Machine("H100-80", 8)
+    layouts = [Layout(1, 1, 8 // cp, 32768, cp=cp) for cp in (1, 2, 4)]
+    found = [propose(QWEN_7B, x, WORK, machine, Extras(), mfu=0.4) for x in layouts]
+    kept = [proposal.memory.activations for proposal in found]
+    # A little more than an equal part: keys and values of the others come to it.
+    assert kept[0] / 2 < kept[1] < 0.6 * kept[0]
+    assert kept[0] / 4 < kept[2] < 0.4 * kept[0]
+    assert found[0].tokens_per_s > found[1].tokens_per_s > found[2].tokens_per_s
+    assert {proposal.layout.ranks for proposal in found} == {8}
+    assert str(layouts[1]) == "TP 1, PP 1, CP 2, DP 4, 32768 tokens"
 
 
 def test_speed_is_the_share_of_the_peak_that_is_assumed():
@@ -92,6 +107,12 @@ def test_the_changes_proposed_are_single_and_suffice():
     assert all(total <= limit for _, total in changes)
     # A micro-batch cannot become shorter than the longest sequence.
     assert not [words for words, _ in changes if "microbatch" in words]
+    # With eight to a layer's tensors already, only sharing the tokens is left.
+    deep = Layout(4, 28, 2, 32768, "full", sequence_parallel=True)
+    least = memory_of(QWEN_7B, deep, Extras()).total
+    (words, total), *_ = cheapest_changes(QWEN_7B, deep, Extras(), limit=least - 1, longest=32768)
+    assert words == "train.parallel.context_parallel_size: 2"
+    assert total < least
     short = cheapest_changes(QWEN_7B, layout, Extras(), limit=200 * GIB, longest=100)
     assert short[0][0] == "train.batch.max_tokens_per_microbatch: 16384"
 

@@ -78,6 +78,17 @@ def test_inputs_that_are_missing_or_stale_are_refused(config):
         execute(with_stages(config, a={"text": "new"}), only="b")
 
 
+def test_a_benchmark_whose_file_is_missing_is_told_before_anything_is_done(config, tmp_path):
+    raw = config.model_dump()
+    raw["eval"] = {"benchmarks": ["aime24"], "benchmark_folder": tmp_path / "none"}
+    asked = RunConfig.model_validate(raw)
+    with pytest.raises(DataError, match=r"(?s)aime24.*eval.benchmark_folder"):
+        execute(asked)
+    assert ran() == []
+    execute(asked, to="c")
+    assert ran() == ["a", "b", "c"]
+
+
 def test_interrupted_stage_begins_anew(config):
     with pytest.raises(DataError, match="told to fail"):
         execute(with_stages(config, b={"fails": True}), to="c")
@@ -106,6 +117,17 @@ def test_a_run_folder_in_use_is_refused(config):
         pytest.raises(LaunchError, match=f"process {os.getpid()}"),
     ):
         execute(config, to="a")
+    assert ran() == []
+
+
+def test_side_by_side_makes_the_same_and_does_nothing_twice(config):
+    raw = config.model_dump() | {"launch": {"stages_at_once": 2}}
+    beside = RunConfig.model_validate(raw)
+    folder = execute(beside, to="c")
+    assert (folder / "30-c" / "count").read_text() == "3"
+    assert [stage.hash for stage in make_plan(beside)] == [s.hash for s in make_plan(config)]
+    assert ran() == []  # in this process
+    execute(config, to="c")
     assert ran() == []
 
 

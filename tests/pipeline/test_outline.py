@@ -32,6 +32,9 @@ def test_amount_of_work_and_layouts(config):
         "suppress_weight": 1e-4, "clamp": "exact",
     }  # fmt: skip
     assert found["train-one"].processes == "TP 3 x PP 1 x DP 2"
+    raw["train"]["parallel"] |= {"context_parallel_size": 2}
+    shared = lines(RunConfig.model_validate(raw))
+    assert shared["train-one"].processes == "TP 3 x PP 1 x CP 2 x DP 1"
     assert found["train-two"].work == "1.5 epochs of 128 demo + 128 negative (oxa)"
     assert found["eval-base"].work == "a, aime24: at most 7 problems x 1 answers"
     assert found["a"].work == found["a"].processes == ""

@@ -102,6 +102,7 @@ def test_what_is_written_out_reads_back_the_same(load):
         ("eval.table=teachers", "eval.table", ["Did you mean 'teacher'?"]),
         ("eval.sampling.max_tokens=256", "eval.sampling.max_tokens", ["max_model_len 256"]),
         ("eval.benchmarks=[aime24, aime52]", "eval.benchmarks.1", ["'aime52'", "'aime25'"]),
+        ("eval.benchmark_reward=srf", "eval.benchmark_reward", ["'srf'", "'srft'"]),
         ("eval.reward=mathverify", "eval.reward", ["Did you mean 'math_verify'?"]),
         ("curate.graded.reward=numerics", "curate.1.reward", ["Did you mean 'numeric'?"]),
         ("plugins=[nowhere_to_be_found]", "plugins.0", ["nowhere_to_be_found"]),
@@ -189,6 +190,11 @@ def test_rollout_settings_are_laid_over_the_common_ones(load):
         ),
         ("train={epochs: 1, optim: {lr: 1.0e-4}}", "a method with rollouts has no epochs"),
         ("train.batch.max_tokens_per_microbatch=200", "would not fit into a micro-batch of 200"),
+        (
+            "train={updates: 2, optim: {lr: 1.0e-4}, parallel: {context_parallel_size: 2}, "
+            "batch: {max_tokens_per_microbatch: 255}}",
+            "would not fit into a micro-batch of 255",
+        ),
     ],
 )
 def test_rollouts_that_cannot_be_meant_are_refused(load, override, message):

@@ -2,6 +2,7 @@
 
 import json
 
+import polars as pl
 import pytest
 
 from megatron_reason.evaluation.summary import read_summary
@@ -10,6 +11,7 @@ from megatron_reason.pipeline.manifest import read_manifest
 from megatron_reason.pipeline.plan import make_plan
 from megatron_reason.pipeline.run_config import RunConfig
 from megatron_reason.pipeline.stages import HUGGINGFACE
+from megatron_reason.report.run_data import read_run
 from megatron_reason.schema.tables import Kind, read_table
 from tools.make_tiny_model import make_tiny_model
 
@@ -102,3 +104,22 @@ def test_logs_and_jobs_of_worker_processes_are_kept(finished):
     assert "2 processes" in (folder / "logs" / "train-sft.log").read_text()
     job = json.loads((folder / "jobs" / "train-sft.json").read_text())
     assert (job["method"]["name"], job["method"]["demos_per_update"]) == ("sft", 2)
+
+
+def test_answers_outlive_a_change_of_what_is_asked(finished, tmp_path):
+    folder, config = finished
+    stored, raw = folder / "60-eval-base", config.model_dump()
+    before = read_table(stored, Kind.GENERATIONS)
+    raw["eval"]["sampling"]["samples_per_prompt"] = 3
+    execute(RunConfig.model_validate(raw), only="eval-base")
+    after = read_table(stored, Kind.GENERATIONS)
+    assert len(after) == 6
+    kept = after.filter(pl.col("sample_index") < 2)
+    assert kept.drop("mean_entropy").equals(before.drop("mean_entropy"))
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n', encoding="utf-8")
+    raw["eval"] |= {"table": None, "benchmarks": [str(other)]}
+    execute(RunConfig.model_validate(raw), only="eval-base")
+    assert read_table(stored / "before-1", Kind.GENERATIONS).equals(after)
+    shown = [m.problem_set for m in read_run(folder).measurements if m.model == "base"]
+    assert shown == ["other"]

@@ -8,7 +8,7 @@ import polars as pl
 import yaml
 
 from megatron_reason.config.sampling import SamplingConfig
-from megatron_reason.evaluation.card import EvalCard, write_card
+from megatron_reason.evaluation.card import EvalCard, hash_problems, write_card
 from megatron_reason.evaluation.summary import summarise, write_summary
 from megatron_reason.files import write_json, write_text
 from megatron_reason.pipeline.manifest import Manifest, write_manifest
@@ -84,8 +84,10 @@ def write_eval(folder: Path, model: str, rng: np.random.Generator, **changes) ->
     write_table(folder, Kind.GENERATIONS, records)
     write_summary(folder, summarise(read_table(folder, Kind.GENERATIONS), seed=1))
     settings = {
-        "versions": {"vllm": "1"}, "template_hash": "t", "sampling": SamplingConfig(),
-        "reward": "math_verify", "engine": {"kind": "vllm"}, "problems_hash": "p",
+        "versions": {"vllm": "1"}, "template_hash": "t",
+        "sampling": SamplingConfig(samples_per_prompt=NUM_SAMPLES),
+        "reward": "math_verify", "engine": {"kind": "vllm"},
+        "problems_hash": hash_problems({record.problem_id for record in records}),
         "num_problems": NUM_PROBLEMS, "weights": model,
     }  # fmt: skip
     write_card(folder, EvalCard.model_validate(settings | card))

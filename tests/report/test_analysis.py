@@ -9,9 +9,10 @@ import pytest
 from megatron_reason.curation.shift import NUMBERS
 from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.evaluation.compare import read_evaluation
-from megatron_reason.evaluation.summary import read_summary
+from megatron_reason.evaluation.summary import read_summary, summarise
 from megatron_reason.files import write_json, write_text
-from megatron_reason.report.analyses.dynamics import alphas, with_srft_weights
+from megatron_reason.report.analyses.accuracy import with_means
+from megatron_reason.report.analyses.dynamics import alphas
 from megatron_reason.report.analyses.entropy import events
 from megatron_reason.report.analyses.gains import buckets, gains_by_base_count
 from megatron_reason.report.analyses.good_start import (
@@ -22,11 +23,12 @@ from megatron_reason.report.analyses.good_start import (
 from megatron_reason.report.analyses.token_change import change_summary, token_changes
 from megatron_reason.report.analyses.trajectories import distance, positions
 from megatron_reason.report.analysis import ANALYSES, run_analysis, slug
+from megatron_reason.schema.tables import Kind, read_table
 from tests.evaluation.stored import write_evaluation
 
 FIGURES = {
-    "accuracy_entropy", "dynamics", "entropy", "gains", "good_start", "graders", "lengths",
-    "pass_at_k", "rewriting", "selection", "token_change", "trajectories",
+    "accuracy", "accuracy_entropy", "dynamics", "entropy", "gains", "good_start", "graders",
+    "lengths", "pass_at_k", "rewriting", "selection", "token_change", "trajectories",
 }  # fmt: skip
 
 
@@ -59,7 +61,8 @@ def inputs(finished_run, tmp_path):
     write_json(tmp_path / "shift" / NUMBERS, {"mean": {"rewritten": means, "all": means}})
     run = str(finished_run)
     before, after = str(tmp_path / "before"), str(tmp_path / "after")
-    lines = [{"step": i, "time": i, "reward/mean": i / 9, "eval/x/pass@1": 0.5} for i in range(9)]
+    lines = [{"step": i, "time": i, "train/loss": 1 / (1 + i), "reward/mean": i / 9,
+              "reward/format": 0.5, "eval/x/pass@1": 0.5} for i in range(9)]  # fmt: skip
     write_text(tmp_path / "rl" / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
     group = {"problem_id": "a", "coef": 0.25}
     write_text(tmp_path / "rl" / "rollouts" / "step_000001.jsonl", json.dumps(group) + "\n")
@@ -160,6 +163,18 @@ def test_a_start_is_judged_by_paired_tests_and_the_shift_of_errors(tmp_path):
     }
 
 
+def test_a_start_judged_on_several_benchmarks_has_a_page_of_each(tmp_path):
+    for model, right in (("a", [[False, True]] * 3), ("b", [[True, True]] * 3)):
+        for first, benchmark in enumerate(("aime24", "amc23")):
+            write_evaluation(tmp_path / model / benchmark, right, first=first)
+    places = [str(tmp_path / name) for name in "ab"]
+    written = run_analysis("good_start", places, tmp_path / "out")
+    assert len(set(written)) == len(written) == 10
+    for benchmark in ("aime24", "amc23"):
+        page = (tmp_path / "out" / f"good_start_{benchmark}.html").read_text()
+        assert benchmark in page
+
+
 def test_token_changes_by_hand():
     before, after = (
         scores([[math.log(0.5), math.log(0.9)]]),
@@ -191,18 +206,27 @@ def test_events_are_restarts_and_warnings():
     assert [(e.step, e.is_warning) for e in events(rows)] == [(7, False), (12, True)]
 
 
-def test_alphas_and_srft_weights(tmp_path):
+def test_alphas_are_those_of_the_stored_groups(tmp_path):
     lines = [{"problem_id": p, "coef": c} for p, c in (("a", 0.2), ("a", 0.2), ("b", 0.9))]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"problem_id": "c", "co'
     (tmp_path / "step_000003.jsonl").write_text(text)
     assert alphas(tmp_path).to_dict(as_series=False) == {"step": [3, 3], "alpha": [0.2, 0.9]}
-    frame = pl.DataFrame(
-        {"step": [1], "train/rl_demo": [0.0], "train/entropy_demo": [1.0],
-         "train/entropy_rollout": [0.5]}
-    )  # fmt: skip
-    weights = with_srft_weights(frame)
-    assert weights["srft/w_sft"][0] == pytest.approx(0.5 * math.exp(-1))
-    assert weights["srft/w_rl"][0] == pytest.approx(0.1 * math.exp(0.5))
-    assert with_srft_weights(frame.drop("train/rl_demo")).columns == [
-        "step", "train/entropy_demo", "train/entropy_rollout",
-    ]  # fmt: skip
+
+
+def test_the_mean_of_accuracies_is_over_benchmarks_and_models_that_have_them_all(tmp_path):
+    half, all_right = [[True, False]] * 4, [[True] * 2] * 4
+    evals = {
+        "a": {"held out": half, "aime24": all_right, "amc23": half},
+        "b": {"held out": half, "aime24": half},
+    }
+    found = {}
+    for model, sets in evals.items():
+        for name, right in sets.items():
+            folder = write_evaluation(tmp_path / model / name, right)
+            summary = summarise(read_table(folder, Kind.GENERATIONS), seed=1)
+            found.setdefault(name, {})[model] = summary
+    means = with_means(found)["mean"]
+    assert list(means) == ["a"]
+    assert means["a"].metrics["pass@1"].value == pytest.approx(0.75)
+    alone = {name: models for name, models in found.items() if name != "amc23"}
+    assert with_means(alone) == alone, "one benchmark has no mean"

@@ -3,12 +3,13 @@
 import math
 import shutil
 
+import numpy as np
 import polars as pl
 import pytest
 
 from megatron_reason.report.page import build_report
 from tests.browser import Browser
-from tests.report.runs import folder_of
+from tests.report.runs import folder_of, write_eval
 
 BOX = "(() => {const r = document.querySelector('%s').getBoundingClientRect();" \
       "return [r.left, r.top, r.width, r.height];})()"  # fmt: skip
@@ -87,6 +88,23 @@ def test_everything_that_can_be_clicked_is(browser):
     assert browser.run(f"{shown}.every(d => d.dataset.verdict === 'right')") is True
     browser.run("document.querySelectorAll('button, summary').forEach(n => n.click())")
     browser.run("document.querySelector('[data-show=all]').click()")
+
+
+def test_the_filter_of_one_set_of_problems_leaves_the_others_alone(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    write_eval(folder_of(run, "eval-base") / "aime24", "base", np.random.default_rng(0))
+    shown = (
+        "[...document.querySelectorAll('section')].map(s => "
+        "[...s.querySelectorAll('details[data-verdict]')].filter(d => !d.hidden).length)"
+    )
+    with Browser(tmp_path / "profile", 1100, 1400) as opened:
+        opened.open(build_report(run).as_uri())
+        before = opened.run(shown)
+        opened.run("document.querySelector('[data-show=right]').click()")
+        first, second = opened.run(shown)
+        assert opened.errors == []
+    assert first < before[0]
+    assert second == before[1]
 
 
 def test_tokens_are_coloured_by_their_probability(browser):

@@ -1,6 +1,7 @@
 import polars as pl
 import pytest
 
+from megatron_reason.report.drawing import legend_below, panel
 from megatron_reason.report.figures import (
     accuracy_and_entropy,
     as_png,
@@ -29,6 +30,8 @@ def test_models_look_different_and_alike_in_every_figure(data):
     look = looks(MODELS)
     assert len({(each.color, each.marker) for each in look.values()}) == len(MODELS)
     assert looks(["base", "sft"])["sft"] == look["sft"]
+    many = looks([f"model{number}" for number in range(36)])
+    assert len(set(many.values())) == 37, "no two alike"
     curve = training_curve(data.training, "train/ce", "ce", MODELS)
     passes = pass_at_k_curves({m.model: m.summary for m in data.measurements}, "set", MODELS)
     for name in VARIANTS:
@@ -114,8 +117,8 @@ def test_equal_values_can_be_drawn(data):
 
 
 def test_boxes_say_how_many_answers_they_hold():
-    answers = pl.DataFrame({"score": [1.0, 0.0, 0.0], "num_tokens": [10, 20, 30]})
-    only_wrong = answers.filter(pl.col("score") == 0)
+    answers = pl.DataFrame({"status": ["ok", "wrong", "wrong"], "num_tokens": [10, 20, 30]})
+    only_wrong = answers.filter(pl.col("status") == "wrong")
     figure = lengths_by_verdict({"base": answers, "sft": only_wrong}, "set")
     notes = [text.get_text() for text in figure.axes[0].texts]
     assert notes == ["n = 1", "n = 2", "n = 2"]
@@ -129,3 +132,17 @@ def test_pictures_are_the_same_bytes_each_time_and_leave_no_style_behind(data):
     one, two = (as_png(training_curve(data.training, "train/ce", "ce", MODELS)) for _ in range(2))
     assert one == two
     assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "columns"),
+    [("sft", 3), ("srft_seed1, demo tokens", 2), ("a model with a name that fills a line", 1)],
+)
+def test_a_legend_is_never_wider_than_its_figure(words, columns):
+    figure, ax = panel("title", "x")
+    for number in range(4):
+        ax.plot([0, 1], [0, number], label=f"{words} {number}")
+    legend_below(figure)
+    (legend,) = figure.legends
+    assert legend._ncols == columns
+    assert legend.get_window_extent().width <= figure.bbox.width

@@ -52,7 +52,7 @@ def test_metrics_come_with_interval_and_count(data):
 
 def test_lengths_by_verdict():
     answers = pl.DataFrame(
-        {"score": [1.0, 0.0, 0.0, 0.0], "num_tokens": [7, 10, 20, 60]},
+        {"status": ["ok", "wrong", "no_answer", "timeout"], "num_tokens": [7, 10, 20, 60]},
         schema_overrides={"num_tokens": pl.Int32},
     )
     numbers = length_numbers({"base": answers})

@@ -10,7 +10,7 @@ import yaml
 
 from megatron_reason.errors import DataError
 from megatron_reason.report.examples import examples
-from megatron_reason.report.page import build_report
+from megatron_reason.report.page import build_comparison, build_report
 from megatron_reason.report.run_data import read_run
 from megatron_reason.schema.tables import Kind, read_table, write_table
 from tests.report.runs import NUM_PROBLEMS, VARIANTS, folder_of, write_eval
@@ -147,12 +147,25 @@ def test_markdown_twin_has_the_same_numbers(run, page):
     assert f"[{low:.1f}, {high:.1f}]" in page.text("small")
 
 
-def test_a_second_report_is_the_same_and_drops_pictures_it_does_not_make(run, page):
-    (run / "report" / "train_old.png").write_bytes(b"old")
-    (run / "report" / "train_old.csv").write_bytes(b"old")
-    first = (run / "report" / "index.html").read_bytes()
+def test_a_second_report_is_the_same_and_drops_what_only_the_first_drew(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    first = build_report(run).read_bytes()
     assert build_report(run).read_bytes() == first
-    assert not list((run / "report").glob("train_old.*"))
+    metrics = [*run.glob("*/metrics.jsonl")]
+    for path in metrics:
+        path.unlink()
+    build_report(run)
+    assert metrics
+    assert not list((run / "report").glob("train_*"))
+    assert (run / "report" / "pass_at_k.csv").is_file()
+
+
+def test_what_a_user_keeps_beside_the_page_stays(finished_run, tmp_path):
+    for name in ("photo.png", "data.csv"):
+        (tmp_path / name).write_bytes(b"mine")
+    for _ in range(2):
+        build_comparison([finished_run], tmp_path)
+    assert (tmp_path / "photo.png").read_bytes() == (tmp_path / "data.csv").read_bytes() == b"mine"
 
 
 def test_examples_begin_where_models_differ(run):
@@ -164,6 +177,19 @@ def test_examples_begin_where_models_differ(run):
     assert spread == sorted(spread)
     assert [a.model for a in shown[0].answers] == ["base", *VARIANTS]
     assert len(examples(data.on(problem_set), count=2)) == 2
+
+
+def test_a_wrong_answer_with_a_reward_for_its_format_is_wrong(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    table = read_table(folder_of(run, "eval-sft"), Kind.GENERATIONS)
+    rewarded = table.with_columns(score=pl.col("score") + 0.3)
+    write_table(folder_of(run, "eval-sft"), Kind.GENERATIONS, rewarded)
+    (measurement,) = [m for m in read_run(run).measurements if m.model == "sft"]
+    shown = [one for example in examples([measurement]) for one in example.answers]
+    assert {one.is_right for one in shown} == {True, False}
+    assert all(one.is_right == (one.status == "ok") for one in shown)
+    assert examples([measurement]) == examples([m for m in read_run(finished_run).measurements
+                                                if m.model == "sft"])  # fmt: skip
 
 
 def test_every_verdict_that_occurs_is_shown(finished_run, tmp_path):

@@ -2,6 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 from megatron_reason.errors import DataError
 from megatron_reason.report.page import build_comparison
@@ -26,6 +27,21 @@ def test_models_of_all_runs_stand_in_one_table(finished_run, other, tmp_path):
     assert "Configuration of other" in page
     assert (tmp_path / "out" / "table.md").read_text().count("other: ") == 1 + len(VARIANTS)
     assert read_runs([finished_run]).models == ["base", *VARIANTS]
+    assert "What the runs differ in" not in page
+
+
+def test_settings_that_differ_stand_beside_the_results(finished_run, other, tmp_path):
+    path = other / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings.setdefault("train", {})["updates"] = 77
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    table = read_runs([finished_run, other]).differences
+    assert table.header == ("run", "train.updates")
+    assert [row[0] for row in table.rows] == ["tiny", "other"]
+    assert table.rows[1][1] == "77" != table.rows[0][1]
+    page = build_comparison([finished_run, other], tmp_path / "out").read_text()
+    assert "What the runs differ in" in page
+    assert '<td data-label="train.updates">77</td>' in page
 
 
 def test_unlike_evaluations_are_refused_unless_forced(finished_run, other, tmp_path):

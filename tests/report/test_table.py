@@ -66,3 +66,20 @@ def test_each_benchmark_has_rows_of_its_own(run):
     assert on_aime["oxa_full"][-1] == "-"
     shutil.rmtree(folder_of(run, "eval-base"))
     assert headline_table(run).on("aime24").rows[0][-1] == "-"
+
+
+def test_models_with_several_benchmarks_have_a_row_with_their_mean(run):
+    rng = np.random.default_rng(3)
+    for model in ("base", "sft"):
+        for benchmark in ("aime24", "amc23"):
+            write_eval(folder_of(run, f"eval-{model}") / benchmark, model, rng)
+    write_eval(folder_of(run, "eval-oxa_full") / "aime24", "oxa_full", rng)
+    rows = headline_table(run).on("mean of aime24, amc23").measured
+    assert [row.model for row in rows] == ["base", "sft"]
+    for row in rows:
+        folder = folder_of(run, f"eval-{row.model}")
+        values = [
+            read_summary(folder / name).metrics["pass@1"].value for name in ("aime24", "amc23")
+        ]
+        assert row.metrics["pass@1"].value == pytest.approx(np.mean(values))
+        assert row.size == "24 x 4"

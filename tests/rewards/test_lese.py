@@ -30,6 +30,9 @@ def test_total_is_core_strict_and_format(response, gold, fine, binary, status):
         found = grade(response, gold)
         assert found.score == pytest.approx(expected), grade.__name__
         assert found.status is status
+        core = expected - found.format_score
+        assert core == pytest.approx(round(core))
+        assert (core > 0) == (status is Status.OK)
 
 
 def test_an_unfinished_thought_has_no_answer_and_keeps_its_format():

@@ -16,6 +16,9 @@ from megatron_reason.schema.records import Status
         ("\\boxed{2}", Status.NO_ANSWER),
         ("<think>\\boxed{2}", Status.NO_ANSWER),
         ("<think>a</think>\\boxed{2}</think>", Status.OK),
+        ("</think> \\boxed{1} </think> \\boxed{2}", Status.WRONG),
+        ("</think> \\boxed{2} </think> \\boxed{1}", Status.OK),
+        ("a</think> b </think> \\boxed{2}", Status.NO_ANSWER),
     ],
 )
 def test_the_solution_after_the_first_thought_decides(response, status):

@@ -1,5 +1,7 @@
 """From graded groups to samples, metrics and readable rows."""
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_reason.generation.base import Completion
@@ -43,6 +45,17 @@ def test_rollouts_that_could_not_be_checked_leave_their_group():
     assert means["reward/mean"] == pytest.approx(0.25)
     assert means["reward/status_timeout"] == pytest.approx(0.25)
     assert (means["groups/mixed"], means["groups/incomplete"], means["groups/dropped"]) == (1, 1, 0)
+    assert "reward/format" not in means
+
+
+def test_what_form_alone_earned_is_logged_where_a_reward_has_such_a_part():
+    right, wrong = rollout(Status.OK, 1), rollout(Status.WRONG, 2)
+    rated = [
+        replace(one, verdict=replace(one.verdict, format_score=score))
+        for one, score in ((right, 1.1), (wrong, 0.3))
+    ]
+    found = credited(create_method("grpo"), group(*rated), name="g", seed=0)
+    assert measured([found]).means()["reward/format"] == pytest.approx(0.7)
 
 
 def test_a_group_with_nothing_left_to_compare_is_dropped_but_a_single_one_is_not():

@@ -25,6 +25,7 @@ PLANTED = {
     "function-length": ("megatron_reason/ops/value.py", "\ndef long():\n" + lines(80, "    "), 2),
     "cuda-fence": ("megatron_reason/ops/value.py", "import torch\ntorch.cuda.synchronize()\n", 2),
     "environment-fence": ("megatron_reason/ops/value.py", "import os\nos.environ['HOME']\n", 2),
+    "clock-fence": ("megatron_reason/ops/value.py", "import time\nnow = time.time()\n", 2),
     "parallel-state-fence": ("megatron_reason/ops/value.py", "parallel_state.get_x()\n", 1),
     "logprob-spelling": ("megatron_reason/ops/value.py", "old_log_probs = 0\n", 1),
     "unfinished": ("megatron_reason/ops/value.py", "x = 1  # TO" + "DO: more\n", 1),

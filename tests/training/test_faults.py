@@ -21,6 +21,7 @@ from megatron_reason.engine import checkpoint_folder as files
 from megatron_reason.schema.method import METHODS
 from megatron_reason.schema.tables import Kind, read_table
 from tests.engine import invariance
+from tests.models import tiny
 from tests.training.tiny_run import (
     UPDATES,
     launch,
@@ -40,6 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = run(write_job(folder, folder / "run", dtype="float32", train=short()))
     assert "learning rate, cosine: first (update 1) 0.001" in report
     assert "batch: 6 sequences x 12 updates" in report
+    assert "common state dict differs" not in report
     return folder
 
 
@@ -65,6 +67,27 @@ def test_a_run_goes_on_under_pipeline_and_tensor_parallelism(whole: Path) -> Non
         whole, "tp2pp2", 4, tensor_model_parallel_size=2, pipeline_model_parallel_size=2
     )
     assert "resumed from iter_0000006 after update 6" in report
+    assert 0 < worst < 1e-5
+
+
+def test_a_run_goes_on_with_ranks_that_share_sequences(whole: Path) -> None:
+    shutil.copytree(whole / "run", whole / "cp2")
+    shutil.rmtree(whole / "cp2/checkpoints/iter_0000012")
+    report, worst = go_on(whole, "cp2", 2, context_parallel_size=2)
+    assert "resumed from iter_0000006 after update 6" in report
+    assert "CP 2" in report
+    assert 0 < worst < 1e-5
+
+
+def test_experts_go_on_with_other_ranks(tmp_path: Path) -> None:
+    tiny.make("qwen3moe-unnormalised", tmp_path / "model")
+    train = short(updates=6, every=3, expert_model_parallel_size=2)
+    run(write_job(tmp_path, tmp_path / "run", dtype="float32", train=train))
+    shutil.copytree(tmp_path / "run", tmp_path / "tp2")
+    shutil.rmtree(tmp_path / "tp2/checkpoints/iter_0000006")
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    report, worst = go_on(tmp_path, "tp2", 2, **layout, updates=6, every=3)
+    assert "resumed from iter_0000003 after update 3" in report
     assert 0 < worst < 1e-5
 
 

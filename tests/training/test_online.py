@@ -129,6 +129,7 @@ def test_metrics_have_the_names_users_know(folder: Path):
     }  # fmt: skip
     rows = metrics(folder / "grpo")
     assert all(wanted <= row.keys() for row in rows)
+    assert {row["progress/updates"] for row in rows} == {UPDATES}
     assert [row["progress/prompts"] for row in rows] == [3, 6, 9, 12]
     # Engine and trainer run the same float32 weights.
     assert all(row["mismatch/logprob_abs_diff"] < 1e-5 for row in rows)

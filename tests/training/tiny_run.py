@@ -42,6 +42,7 @@ def write_job(
     model = folder / "model"
     if not model.is_dir():
         invariance.make_model(model, tied=tied)
+    if not (folder / "table").is_dir():
         rows = [
             {"sample_id": s.sample_id, "role": _role(s), "ids": list(s.ids),
              "num_prompt_tokens": s.num_prompt_tokens, "template_hash": "x"}

@@ -1,4 +1,4 @@
-"""Memory that training takes on a CPU against what `mreason plan` predicts, for five layouts.
+"""Memory that training takes on a CPU against what `mreason plan` predicts, for six layouts.
 
     python tools/bench/memory.py
 
@@ -31,6 +31,7 @@ LAYOUTS = {
     "DP 2": Layout(1, 1, 2, TOKENS),
     "TP 2": Layout(2, 1, 1, TOKENS, sequence_parallel=True),
     "PP 2": Layout(1, 2, 1, TOKENS),
+    "CP 2": Layout(1, 1, 1, TOKENS, cp=2),
 }
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
@@ -68,6 +69,7 @@ def rank(folder: Path, layout: Layout, out: Path) -> None:
         parallel = ParallelConfig(
             tensor_model_parallel_size=layout.tp,
             pipeline_model_parallel_size=layout.pp,
+            context_parallel_size=layout.cp,
             sequence_parallel=layout.sequence_parallel,
             recompute=layout.recompute,
         )

@@ -1,6 +1,6 @@
 """Tokens per second of `score` against the padded Hugging Face loop that OXA's authors used.
 
-    python tools/bench/score.py --problems 40 --rounds 3 --spread 0.36 0.5
+    python tools/bench/score.py --problems 40 --rounds 3 --spread 0.5 1.0
 
 Same model (SmolLM2-135M), same texts, same machine, interleaved rounds in one run. The peer is
 written after its description: one problem at a time, up to 8 of its responses padded to the
@@ -8,7 +8,10 @@ longest, tokenised twice, bfloat16 autocast, the whole [B, L, V] logits, a conti
 cross-entropy outside autocast, garbage collected after each problem; it runs as a script does. Ours
 is the stage's own function, `engine.prepass.score_sequences`, data parallel over one process per
 core, packed, bfloat16 logits and float32 statistics; it runs as `launch/local.py` starts workers,
-huge pages included. Model loading is left out on both sides. Writes a table and a JSON file to
+huge pages included. Beside it, on the same ranks, the forward pass alone: the same micro-batches,
+packed beforehand, hidden states times the head's weights, and nothing else. Model loading is left
+out on all sides. Lengths are lognormal; what the peer loses grows with their spread, the standard
+deviation of the logarithm: 1.8 positions a token at 0.5, 2.6 at 1.0. Writes a JSON file to
 `tools/bench/results/`.
 """
 
@@ -25,11 +28,17 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from megatron_reason.launch.local import WORKER_ENVIRONMENT  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from megatron_reason.schema.batch import PackedBatch
 
 RESPONSES_PER_BATCH = 8
 
@@ -105,7 +114,9 @@ def hugging_face(folder: Path, groups: list[list[str]], rounds: int) -> list[Rou
 
 
 def ours(folder: Path, groups: list[list[str]], rounds: int) -> list[Round]:
-    """Our scoring function on this rank; only rank 0's result counts."""
+    """Our scoring function on this rank, then the forward pass alone; only rank 0 counts."""
+    from torch import distributed as dist
+
     from megatron_reason import platform
 
     with platform.cpu():
@@ -114,6 +125,7 @@ def ours(folder: Path, groups: list[list[str]], rounds: int) -> list[Round]:
         from megatron_reason.config.model import ModelConfig
         from megatron_reason.config.parallel import ParallelConfig
         from megatron_reason.config.train import BatchConfig
+        from megatron_reason.engine.packing import assign, pack
         from megatron_reason.engine.prepass import score_sequences
         from megatron_reason.engine.startup import load_model, parallel_world
         from megatron_reason.schema.batch import Role, TokenizedSample
@@ -133,10 +145,36 @@ def ours(folder: Path, groups: list[list[str]], rounds: int) -> list[Round]:
                 seconds = time.perf_counter() - started
                 tokens = sum(score.num_tokens for score in scores)
                 results.append(Round("megatron_reason, packed", seconds, tokens / seconds))
+                lengths = [sample.num_positions for sample in samples]
+                shares = assign(lengths, batch, topology.dp_size)[topology.dp_rank]
+                packed = [pack([samples[i] for i in share]) for share in shares]
+                dist.barrier()
+                started = time.perf_counter()
+                forward_alone(stage, packed)
+                dist.barrier()
+                seconds = time.perf_counter() - started
+                results.append(Round("forward pass alone", seconds, tokens / seconds))
     return results
 
 
-def launch(side: str, arguments: argparse.Namespace, spread: float, output: Path) -> Round:
+def forward_alone(stage: "nn.Module", batches: "list[PackedBatch]") -> None:
+    """Logits of every position, thrown away."""
+    import torch
+
+    from megatron_reason.models.build import head_weight
+    from megatron_reason.models.packed import pack_of
+
+    with torch.no_grad():
+        for batch in batches:
+            packed = pack_of(batch.cu_seqlens, batch.max_seqlen)
+            hidden = stage(
+                input_ids=batch.ids_T[None], position_ids=batch.position_T[None],
+                attention_mask=None, packed_seq_params=packed,
+            )  # fmt: skip
+            torch.matmul(hidden[:, 0], head_weight(stage).T)
+
+
+def launch(side: str, arguments: argparse.Namespace, spread: float, output: Path) -> list[Round]:
     """Run one side in processes of its own, on all cores."""
     cores = len(os.sched_getaffinity(0))
     inner = [
@@ -151,7 +189,7 @@ def launch(side: str, arguments: argparse.Namespace, spread: float, output: Path
     if side == "ours":
         environment |= WORKER_ENVIRONMENT
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    return Round(**json.loads(output.read_text())[0])
+    return [Round(**found) for found in json.loads(output.read_text())]
 
 
 def main() -> None:
@@ -159,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--spread", type=float, nargs="+", default=[0.36, 0.5])
+    parser.add_argument("--spread", type=float, nargs="+", default=[0.5, 1.0])
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--side", choices=["ours", "hugging_face"])
     parser.add_argument("--output", type=Path)
@@ -178,10 +216,10 @@ def main() -> None:
         output = Path(scratch) / "out.json"
         pairs = {
             spread: [
-                (
-                    launch("hugging_face", arguments, spread, output),
-                    launch("ours", arguments, spread, output),
-                )
+                [
+                    *launch("hugging_face", arguments, spread, output),
+                    *launch("ours", arguments, spread, output),
+                ]
                 for _ in range(arguments.rounds)
             ]
             for spread in arguments.spread
@@ -189,21 +227,25 @@ def main() -> None:
     report(pairs, arguments.problems)
 
 
-def report(pairs: dict[float, list[tuple[Round, Round]]], problems: int) -> None:
+def report(pairs: dict[float, list[list[Round]]], problems: int) -> None:
     """Print and store the rates of every round and the median ratio at each spread."""
-    print("| spread | padded / real | hugging face, padded (tokens/s) | ours, packed | ratio |")
-    print("|---|---|---|---|---|")
+    print("| spread | padded / real | hugging face, padded (tokens/s) | ours, packed | ratio "
+          "| forward pass alone | share of it |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
     medians: dict[float, float] = {}
+    shares: dict[float, float] = {}
     for spread, rounds in pairs.items():
-        medians[spread] = median(own.tokens_per_s / peer.tokens_per_s for peer, own in rounds)
-        for peer, own in rounds:
-            ratio = own.tokens_per_s / peer.tokens_per_s
+        medians[spread] = median(own.tokens_per_s / peer.tokens_per_s for peer, own, _ in rounds)
+        shares[spread] = median(own.tokens_per_s / most.tokens_per_s for _, own, most in rounds)
+        for peer, own, most in rounds:
+            ratio, share = (own.tokens_per_s / other.tokens_per_s for other in (peer, most))
             print(
                 f"| {spread} | {peer.padded_over_real:.2f} | {peer.tokens_per_s:.0f} | "
-                f"{own.tokens_per_s:.0f} | {ratio:.2f} |"
+                f"{own.tokens_per_s:.0f} | {ratio:.2f} | {most.tokens_per_s:.0f} | {share:.0%} |"
             )
     for spread, ratio in medians.items():
-        print(f"\nmedian ratio at spread {spread}: {ratio:.2f}")
+        print(f"\nmedians at spread {spread}: {ratio:.2f} times the peer, {shares[spread]:.0%} of "
+              "the forward pass alone")  # fmt: skip
     results = ROOT / "tools" / "bench" / "results"
     results.mkdir(exist_ok=True)
     record = {
@@ -211,6 +253,7 @@ def report(pairs: dict[float, list[tuple[Round, Round]]], problems: int) -> None
         "cores": len(os.sched_getaffinity(0)),
         "problems": problems,
         "median_ratio": medians,
+        "median_share_of_forward": shares,
         "rounds": {
             spread: [[asdict(side) for side in pair] for pair in rounds]
             for spread, rounds in pairs.items()

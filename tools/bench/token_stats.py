@@ -40,7 +40,7 @@ from megatron_reason.schema.batch import TokenStats
 
 RESULTS = Path(__file__).parent / "results"
 KEEP_ALL = HeadOptions(saved_logits_bytes=2**40)
-KEEP_NONE = HeadOptions(saved_logits_bytes=0, tokens_per_chunk=512)
+FORWARD = HeadOptions(tokens_per_chunk=512)
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,11 @@ def implementations(case: Case, chunk: int) -> dict[tuple[str, str], Run]:
     """Every implementation by task and name; names of ours begin with `own`."""
     runs: dict[tuple[str, str], Run] = {("floor", "plain products"): Run(partial(products, case))}
     stream = HeadOptions(tokens_per_chunk=chunk)
-    for name, options in (("own, saved", KEEP_ALL), ("own, recomputed", KEEP_NONE)):
+    recompute = HeadOptions(saved_logits_bytes=0, tokens_per_chunk=chunk)
+    for name, options in (("own, saved", KEEP_ALL), ("own, recomputed", recompute)):
         runs["head", name] = Run(partial(from_head, case, partial(own_stats, case, options)))
     runs["head", "own, streamed"] = Run(partial(own_streamed, case, stream))
-    runs["forward", "own"] = Run(partial(forward_only, case, partial(own_stats, case, stream)))
+    runs["forward", "own"] = Run(partial(forward_only, case, partial(own_stats, case, FORWARD)))
     logits = case.hidden @ case.weight.T
     runs["logits", "own"] = Run(partial(from_logits, case, logits, own_logits))
     copy = logits.clone()
@@ -284,7 +285,8 @@ def report(rows: list[Row], arguments: argparse.Namespace) -> None:
     floor = next((row.seconds for row in rows if row.task == "floor"), 0.0)
     title = (
         f"T = {arguments.tokens}, D = {arguments.width}, V = {arguments.vocab}, "
-        f"{arguments.dtype}, TP = {dist.get_world_size()}, {platform.device().type}"
+        f"{arguments.dtype}, TP = {dist.get_world_size()}, {platform.device().type}, chunks of "
+        f"{arguments.chunk} tokens"
     )
     lines = [
         f"### {title}", "",

@@ -178,7 +178,8 @@ def measure(side: str, arguments: argparse.Namespace, processes: int, output: Pa
     is_ours = side == "ours"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     threads = "1" if is_ours else str(len(os.sched_getaffinity(0)))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": paths}
     command = [sys.executable, *(launcher if is_ours else []), *inner]
     environment |= WORKER_ENVIRONMENT if is_ours else {}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -222,12 +223,15 @@ def report(rates: list[Rate], cores: int) -> None:
     names = list(dict.fromkeys(rate.name for rate in rates))
     medians = {n: median(r.tokens_per_s for r in rates if r.name == n) for n in names}
     own = medians[f"megatron_reason, {cores} processes"]
-    print("\n| implementation | tokens/s | ours over it |\n|---|---|---|")
-    for name, rate in medians.items():
-        print(f"| {name} | {rate:.0f} | {own / rate:.2f} |")
-    target = ROOT / "tools" / "bench" / "results" / "train.json"
+    lines = [
+        "| implementation | tokens/s | ours over it |", "|---|---|---|",
+        *(f"| {name} | {rate:.0f} | {own / rate:.2f} |" for name, rate in medians.items()),
+    ]  # fmt: skip
+    print("", *lines, sep="\n")
+    results = ROOT / "tools" / "bench" / "results"
+    (results / "train.md").write_text("\n".join([*lines, ""]))
     result = {"date": str(date.today()), "cores": cores, "rates": [asdict(r) for r in rates]}
-    target.write_text(json.dumps(result, indent=2) + "\n")
+    (results / "train.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

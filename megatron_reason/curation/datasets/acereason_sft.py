@@ -29,6 +29,5 @@ dataset(
         hub="hf://datasets/nvidia/AceReason-1.1-SFT/**",
         columns=("category", "input", "output"),
         read=_read,
-        template="oxa",
     )
 )

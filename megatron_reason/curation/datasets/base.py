@@ -8,14 +8,16 @@ stages. Not here: any data set, and the files' formats (`_readers.py`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from megatron_reason.curation._entries import Entry, RowError
-from megatron_reason.curation._readers import Row, Shape, SourceRows
+from megatron_reason.curation._readers import Row, Shape, SourceRows, not_empty
 from megatron_reason.registry import Registry
 from megatron_reason.rewards.stated import boxes_of
 
 DATASETS: Registry["Dataset"] = Registry("data set", "megatron_reason.curation.datasets")
 HUB = "hub"
+_T = TypeVar("_T", str, bool)
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,6 @@ class Dataset:
     """Columns without which a row cannot be read."""
     read: Callable[[Row, str], Entry]
     """(row, name) -> entry; raises `RowError` for a row that its filters drop."""
-    template: str
-    """Template or prompt that its paper trains with, as it is to be set in `template`."""
 
 
 def dataset(entry: Dataset) -> Dataset:
@@ -52,13 +52,28 @@ def open_source(source: str, name: str | None) -> SourceRows:
     return SourceRows(known.hub if source == HUB else source, (shape,))
 
 
+def list_of(kind: type[_T], row: Row, column: str) -> list[_T]:
+    """Column that holds a list of `kind`.
+
+    Raises:
+        RowError: it is absent or no list, or one of its values is of another kind.
+    """
+    values = row.get(column)
+    if not isinstance(values, list):
+        raise RowError("malformed list", f"column '{column}': {values!r:.80}")
+    for index, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise RowError("malformed list", f"column '{column}', number {index}: {value!r:.80}")
+    return values
+
+
 def boxed_answer(solution: str) -> str:
     r"""Content of the last `\boxed{}` of a worked solution.
 
     Raises:
-        RowError: the solution has none.
+        RowError: the solution has none, or an empty one.
     """
     boxes = boxes_of(solution)
     if not boxes:
         raise RowError("no boxed answer in the solution", solution[-80:])
-    return boxes[0].content
+    return not_empty(boxes[0].content)

@@ -5,21 +5,18 @@ Source: agentica-org/DeepScaleR-Preview-Dataset. OXA answers each 8 times and ke
 no solution (an empty text), and then no response.
 """
 
-from megatron_reason.curation._entries import Entry, RowError
-from megatron_reason.curation._readers import Row, entry, text
+from megatron_reason.curation._entries import Entry
+from megatron_reason.curation._readers import Row, entry, not_empty, text
 from megatron_reason.curation.datasets.base import Dataset, dataset
 from megatron_reason.schema.records import Message
 
 
 def _read(row: Row, name: str) -> Entry:
-    answer = text(row, "answer")
-    if not answer.strip():
-        raise RowError("empty answer")
     return entry(
         {**row, "source": name},
         name,
         messages=(Message("user", text(row, "problem")),),
-        answer=answer,
+        answer=not_empty(text(row, "answer")),
         response=text(row, "solution").strip() or None,
     )
 
@@ -30,6 +27,5 @@ dataset(
         hub="hf://datasets/agentica-org/DeepScaleR-Preview-Dataset/**",
         columns=("problem", "answer"),
         read=_read,
-        template="oxa",
     )
 )

@@ -13,6 +13,5 @@ dataset(
         hub="hf://datasets/openai/gsm8k/main/train-*.parquet",
         columns=("question", "answer"),
         read=read_gsm8k,
-        template="model",
     )
 )

@@ -26,6 +26,5 @@ dataset(
         hub="hf://datasets/EleutherAI/hendrycks_math/*/train-*.parquet",
         columns=("problem", "solution", "type"),
         read=_read,
-        template="model",
     )
 )

@@ -29,6 +29,5 @@ dataset(
         hub="hf://datasets/AI-MO/NuminaMath-CoT/data/train-*.parquet",
         columns=("source", "problem", "solution"),
         read=_read,
-        template="model",
     )
 )

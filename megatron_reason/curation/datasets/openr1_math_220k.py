@@ -9,22 +9,23 @@ those of the stage `filter` (`refuse: [hyperlink, mixed_languages]`, `max_tokens
 from dataclasses import replace
 
 from megatron_reason.curation._entries import Entry, GivenResponse, RowError
-from megatron_reason.curation._readers import Row, entry, text
-from megatron_reason.curation.datasets.base import Dataset, dataset
+from megatron_reason.curation._readers import Row, entry, not_empty, text
+from megatron_reason.curation.datasets.base import Dataset, dataset, list_of
 from megatron_reason.schema.records import Message
+
+_COMPLETE = "is_reasoning_complete"
 
 
 def _read(row: Row, name: str) -> Entry:
-    answer = text(row, "answer")
-    if not answer.strip():
-        raise RowError("empty answer")
-    traces = list(row["generations"])
-    complete = row.get("is_reasoning_complete") or [True] * len(traces)
-    verified = row["correctness_math_verify"]
+    traces = list_of(str, row, "generations")
+    verified = list_of(bool, row, "correctness_math_verify")
+    complete = [True] * len(traces)
+    if row.get(_COMPLETE) is not None:
+        complete = list_of(bool, row, _COMPLETE)
     if not len(traces) == len(complete) == len(verified):
         raise RowError(
             "lists of different lengths",
-            f"{len(traces)} generations, {len(complete)} is_reasoning_complete, "
+            f"{len(traces)} generations, {len(complete)} {_COMPLETE}, "
             f"{len(verified)} correctness_math_verify",
         )
     kept = [t for t, c, v in zip(traces, complete, verified, strict=True) if c and v]
@@ -34,7 +35,7 @@ def _read(row: Row, name: str) -> Entry:
         {**row, "id": row.get("uuid"), "family": row.get("problem_type"), "source": name},
         name,
         messages=(Message("user", text(row, "problem")),),
-        answer=answer,
+        answer=not_empty(text(row, "answer")),
         response=None,
     )
     return replace(problem, responses=tuple(GivenResponse(trace, "deepseek-r1") for trace in kept))
@@ -46,6 +47,5 @@ dataset(
         hub="hf://datasets/open-r1/OpenR1-Math-220k/data/train-*.parquet",
         columns=("problem", "answer", "generations", "correctness_math_verify"),
         read=_read,
-        template="model",
     )
 )

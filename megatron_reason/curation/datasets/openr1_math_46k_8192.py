@@ -14,6 +14,5 @@ dataset(
         hub="hf://datasets/Elliott/Openr1-Math-46k-8192/**",
         columns=("prompt", "target", "reward_model"),
         read=read_verl,
-        template="model",
     )
 )

@@ -7,26 +7,23 @@ are verified: that is the stage `grade`. Set `solutions_per_problem` high enough
 
 from dataclasses import replace
 
-from megatron_reason.curation._entries import Entry, GivenResponse, RowError
-from megatron_reason.curation._readers import Row, entry, text
-from megatron_reason.curation.datasets.base import Dataset, dataset
+from megatron_reason.curation._entries import Entry, GivenResponse
+from megatron_reason.curation._readers import Row, entry, not_empty, text
+from megatron_reason.curation.datasets.base import Dataset, dataset, list_of
 from megatron_reason.schema.records import Message
 
 _TRACES = "DeepSeek-R1_Response_List"
 
 
 def _read(row: Row, name: str) -> Entry:
-    answer = text(row, "gt")
-    if not answer.strip():
-        raise RowError("empty answer")
     problem = entry(
         {"id": row.get("uuid"), "source": name},
         name,
         messages=(Message("user", text(row, "query")),),
-        answer=answer,
+        answer=not_empty(text(row, "gt")),
         response=None,
     )
-    traces = [str(trace) for trace in row[_TRACES]]
+    traces = list_of(str, row, _TRACES)
     return replace(problem, responses=tuple(GivenResponse(t, "deepseek-r1") for t in traces))
 
 
@@ -36,6 +33,5 @@ dataset(
         hub="hf://datasets/takagi97/OXA-AceReason-1.1-Math/**",
         columns=("query", "gt", _TRACES),
         read=_read,
-        template="oxa",
     )
 )

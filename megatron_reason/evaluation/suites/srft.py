@@ -1,7 +1,7 @@
 r"""SRFT (arXiv 2506.19767), Table 2, on the harness of LUFFY: avg@32 of small sets, else pass@1.
 
-The system prompt is the text stored in LUFFY's data. Their models' template also begins the answer
-with `<think>`, which ours leaves to the model; `srft` grades what follows the first `</think>`.
+The system prompt is the text stored in LUFFY's data; as in their models' template the prompt ends
+with `<think>`, so that answers begin inside it. `srft` grades what follows the first `</think>`.
 top-p is LUFFY's default.
 """
 
@@ -32,7 +32,7 @@ SRFT = suite(
         top_p=1.0,
         max_tokens=8192,
         max_model_len=10240,
-        template=TemplateConfig(name="qwen_no_system", system=SYSTEM),
+        template=TemplateConfig(name="qwen_think", system=SYSTEM),
         reward="srft",
     )
 )  # fmt: skip

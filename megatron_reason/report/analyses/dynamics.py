@@ -1,9 +1,8 @@
-"""Training dynamics (SRFT 6, LESE 3 and 4): reward, lengths, accuracy, weights, and LESE's alpha.
+"""Training dynamics (SRFT 6, LESE 3 and 4): loss, reward, lengths, accuracy and weights.
 
 Whatever of it the metrics hold is drawn. LESE's alpha stands in the stored rollouts, one per
-response. SRFT's weights are functions of the entropy alone (eqs. 8 and 12: 0.5 exp(-H) on
-demonstrations and 0.1 exp(H) on correct rollouts), drawn from the logged mean entropies, not as
-means of weights. Not here: entropy itself (`entropy.py`).
+response; SRFT's weights (eqs. 8 and 12) are logged as means over the tokens they apply to. Not
+here: entropy itself (`entropy.py`).
 """
 
 import json
@@ -22,7 +21,12 @@ from megatron_reason.report.places import trainings
 from megatron_reason.tracking.jsonl import read_metrics
 
 _CURVES = {
+    "train/loss": ("loss", "What was minimised; losses of different methods do not compare."),
     "reward/mean": ("reward", "Mean reward of the rollouts of each update."),
+    "reward/format": (
+        "reward for form",
+        "The part of the reward that tags alone earn, right answers or not (LESE: at most 1.1).",
+    ),
     "response_length/mean": ("tokens per rollout", "Mean length of the rollouts of each update."),
     "response_length/truncated": (
         "share of rollouts cut at the limit",
@@ -35,30 +39,15 @@ _CURVES = {
     "lese/alpha": ("alpha, mean", "LESE's weight of imitation, mean over the update's groups."),
     "srft/w_sft": (
         "SRFT's weight of demonstrations",
-        "0.5 exp(-H) at the logged mean entropy H of demonstrations.",
+        "0.5 exp(-H), mean over the tokens of demonstrations.",
     ),
     "srft/w_rl": (
         "SRFT's weight of correct rollouts",
-        "0.1 exp(H) at the logged mean entropy H of rollouts.",
+        "0.1 exp(H), mean over the tokens of correct rollouts; 0 where an update has none.",
     ),
 }
 _EVAL = "eval/"
 _BINS = np.linspace(0, 1, 21)
-
-
-def with_srft_weights(frame: pl.DataFrame) -> pl.DataFrame:
-    """Metrics with `srft/w_sft` and `srft/w_rl`, where SRFT's terms were logged."""
-    if "train/rl_demo" not in frame.columns:
-        return frame
-    weights = {
-        "srft/w_sft": ("train/entropy_demo", 0.5, -1.0),
-        "srft/w_rl": ("train/entropy_rollout", 0.1, 1.0),
-    }
-    return frame.with_columns(
-        (scale * (sign * pl.col(column)).exp()).alias(name)
-        for name, (column, scale, sign) in weights.items()
-        if column in frame.columns
-    )
 
 
 def alphas(rollouts: Path) -> pl.DataFrame:
@@ -106,10 +95,10 @@ def alpha_histogram(found: Mapping[str, pl.DataFrame]) -> Figure | None:
 
 @analysis("dynamics", takes="trainings")
 def draw(inputs: Sequence[str]) -> Iterator[Plot]:
-    """Reward, length, mixed groups, accuracy, LESE's alpha, SRFT's weights over the updates."""
+    """Loss, reward, length, mixed groups, accuracy, LESE's alpha, SRFT's weights by update."""
     paths = trainings(inputs)
     training = {
-        label: with_srft_weights(pl.DataFrame(rows, infer_schema_length=None))
+        label: pl.DataFrame(rows, infer_schema_length=None)
         for label, path in paths.items()
         if (rows := read_metrics(path))
     }

@@ -27,6 +27,8 @@ from megatron_reason.tracking.jsonl import read_metrics
 _LONG_PAUSE = 20
 """Times the usual step that a pause must last to count as a restart."""
 _ENTROPY = "train/entropy"
+_STYLES = ("-", "--", ":")
+"""Lines of each kind of token, the same for all models."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,10 @@ def entropy_curves(
     """
     figure, ax = panel("entropy (nats per token)", "update", height_in=3.6)
     look, drawn = looks(list(curves)), False
-    styles = ("-", "--", ":")
+    kinds = list(dict.fromkeys(kind for frame in curves.values() for kind in frame["metric"]))
     for model, frame in curves.items():
-        for style, (key, line) in zip(
-            styles * 4, frame.group_by("metric", maintain_order=True), strict=False
-        ):
+        for key, line in frame.group_by("metric", maintain_order=True):
+            style = _STYLES[kinds.index(str(key[0])) % len(_STYLES)]
             kind = str(key[0]).removeprefix(_ENTROPY).strip("_") or "all"
             ax.plot(
                 line["step"].to_numpy(), line["value"].to_numpy(), linestyle=style,
@@ -82,13 +83,16 @@ def entropy_curves(
         return None
     ax.set_ylim(bottom=0)
     low, high = ax.get_ylim()
-    for place, event in enumerate(event for one in found.values() for event in one):
+    marks = [(model, event) for model, one in found.items() for event in one]
+    for place, (model, event) in enumerate(marks):
         color = WRONG if event.is_warning else SOFT
         ax.axvline(event.step, color=color, linewidth=0.8, alpha=0.7)
         is_left = event.step < sum(ax.get_xlim()) / 2
+        words = event.what[:46] if len(curves) == 1 else f"{model}: {event.what[:46]}"
         ax.text(
-            event.step, high - (0.05 + 0.075 * (place % 6)) * (high - low), f" {event.what[:46]} ",
+            event.step, high - (0.05 + 0.075 * (place % 6)) * (high - low), f" {words} ",
             fontsize=6.5, color=color, ha="left" if is_left else "right", in_layout=False,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
         )  # fmt: skip
     legend_below(figure)
     return figure

@@ -24,7 +24,7 @@ from megatron_reason.evaluation.compare import Evaluation, read_evaluation
 from megatron_reason.evaluation.estimators import Estimate, bootstrap, mean_share, pass_at_k
 from megatron_reason.evaluation.paired import PairedTest, paired_test
 from megatron_reason.evaluation.summary import EvalSummary, read_summary
-from megatron_reason.report.analysis import Page, Plot, analysis
+from megatron_reason.report.analysis import Page, Plot, analysis, slug
 from megatron_reason.report.drawing import Figure, as_png, legend_below, looks, panel, styled
 from megatron_reason.report.figures import pass_at_k_curves
 from megatron_reason.report.places import TOKEN_SCORES, evaluations, token_scores
@@ -183,24 +183,25 @@ def draw(inputs: Sequence[str]) -> Iterator[Plot | Page]:
     for problem_set, folders in places.items():
         read = {label: read_evaluation(folder) for label, folder in folders.items()}
         summaries = {label: read_summary(folder) for label, folder in folders.items()}
-        yield from _drawn(problem_set, read, summaries, scores)
+        name = "good_start" if len(places) == 1 else f"good_start_{slug(problem_set)}"
+        yield from _drawn(name, problem_set, read, summaries, scores)
 
 
 def _drawn(
-    problem_set: str, read: dict[str, Evaluation], summaries: dict[str, EvalSummary],
+    name: str, problem_set: str, read: dict[str, Evaluation], summaries: dict[str, EvalSummary],
     scores: Sequence[pl.DataFrame],
 ) -> Iterator[Plot | Page]:  # fmt: skip
     before, after = read.values()
     found = findings(before, after, [*summaries.values()], scores)
     plots = [
         Plot(
-            "good_start_pass_at_k",
+            f"{name}_pass_at_k",
             "A curve that goes on rising has answers in reach that training can make likely.",
             pass_at_k_curves(summaries, problem_set, [*summaries]),
             pl.DataFrame([_flat(finding) for finding in found]),
         ),
         Plot(
-            "good_start_spectrum",
+            f"{name}_spectrum",
             "Problems between the ends have mixed groups.",
             answer_spectrum(read, problem_set),
             pl.DataFrame([_flat(finding) for finding in found]),
@@ -222,7 +223,7 @@ def _drawn(
         differences=comparable(before.card, after.card),
         num_problems=len(set(before.answers["problem_id"]) & set(after.answers["problem_id"])),
     )
-    yield Page("good_start", html)
+    yield Page(name, html)
 
 
 def _place(share: float) -> int:

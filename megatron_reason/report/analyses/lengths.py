@@ -9,6 +9,7 @@ from megatron_reason.report.analysis import Plot, analysis, slug
 from megatron_reason.report.figures import lengths_by_verdict
 from megatron_reason.report.numbers import length_numbers
 from megatron_reason.report.places import evaluations
+from megatron_reason.schema.records import Status
 
 
 @analysis("lengths", takes="evaluations")
@@ -17,7 +18,7 @@ def draw(inputs: Sequence[str]) -> Iterator[Plot]:
     for problem_set, folders in evaluations(inputs).items():
         answers = {label: read_evaluation(folder).answers for label, folder in folders.items()}
         means = pl.concat(
-            frame.group_by(is_right=pl.col("score") > 0)
+            frame.group_by(is_right=pl.col("status") == Status.OK)
             .agg(mean=pl.col("num_tokens").mean())
             .select(pl.lit(label).alias("model"), pl.all())
             for label, frame in answers.items()

@@ -130,7 +130,7 @@ def draw(inputs: Sequence[str]) -> Iterator[Plot]:
     yield Plot(
         "token_change_distribution",
         f"Distribution of p after - p before over all tokens of the scored answers; before: "
-        f"{first}..",
+        f"{first}.",
         change_histogram(changes, f"against {first}"),
         pl.DataFrame(rows),
     )

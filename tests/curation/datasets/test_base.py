@@ -1,5 +1,6 @@
 """Every public data set on a small file of its shape, and on the real one where it is at hand."""
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -64,9 +65,10 @@ SMALL = {
         [
             {"source": "olympiads", "problem": "1+1?", "solution": r"It is $\boxed{\frac{4}{2}}$."},
             {"source": "proofs", "problem": "Prove it.", "solution": "Obvious."},
+            {"source": "proofs", "problem": "Prove that.", "solution": r"So \boxed{ }."},
         ],
         [("1+1?", r"\frac{4}{2}", 1)],
-        {"no boxed answer in the solution": 1},
+        {"no boxed answer in the solution": 1, "empty answer": 1},
     ),
     "deepscaler_preview": (
         [
@@ -122,6 +124,36 @@ def test_reads_rows_of_its_shape(tmp_path, name):
     if refused:
         places = pl.read_parquet(tmp_path / "out" / "quarantine.parquet")["place"]
         assert all(place.startswith("train-1.parquet row") for place in places)
+
+
+OPENR1 = SMALL["openr1_math_220k"][0][0] | {"uuid": "b", "problem": "5+5?"}
+OXA = SMALL["oxa_acereason_math"][0][0] | {"uuid": "b", "query": "5+5?"}
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "column", "value", "detail"),
+    [
+        ("oxa_acereason_math", OXA, "DeepSeek-R1_Response_List", ["a", None], "number 1: None"),
+        ("oxa_acereason_math", OXA, "DeepSeek-R1_Response_List", json.dumps(TRACES), "'[\""),
+        ("oxa_acereason_math", OXA, "DeepSeek-R1_Response_List", 5, "5"),
+        ("openr1_math_220k", OPENR1, "generations", [None, TRACES[0]], "number 0: None"),
+        ("openr1_math_220k", OPENR1, "generations", json.dumps(TRACES), "'[\""),
+        ("openr1_math_220k", OPENR1, "correctness_math_verify", ["True", "False"], "'True'"),
+        ("openr1_math_220k", OPENR1, "correctness_math_verify", True, "True"),
+        ("openr1_math_220k", OPENR1, "is_reasoning_complete", 1, "1"),
+    ],
+)
+def test_a_malformed_list_is_set_aside(tmp_path, name, good, column, value, detail):
+    source = tmp_path / "copy.jsonl"
+    rows = [SMALL[name][0][0], good | {column: value}]
+    source.write_text("\n".join(map(json.dumps, rows)))
+    config = IngestConfig(name="teacher", source=str(source), dataset=name)
+    result = Ingest(config).run(context(tmp_path / "out"))
+    assert result.counts["malformed list"] == result.counts["problems_train"] == 1
+    (aside,) = pl.read_parquet(tmp_path / "out" / "quarantine.parquet").to_dicts()
+    assert f"column '{column}'" in aside["detail"]
+    assert detail in aside["detail"]
+    assert aside["place"] == "copy.jsonl:2"
 
 
 def test_refusals(tmp_path):
