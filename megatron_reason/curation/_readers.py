@@ -15,20 +15,19 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path, PurePath
-from typing import Any, BinaryIO, cast
+from pathlib import PurePath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import HfFileSystem
 
 from megatron_reason.curation._entries import Entry, GivenResponse, RowError
 from megatron_reason.errors import DataError
+from megatron_reason.schema.addresses import files_at, open_binary
 from megatron_reason.schema.records import Message, Problem
 from megatron_reason.schema.tables import rows_per_batch
 
 Row = Mapping[str, Any]
-_HUB = "hf://"
 _ROWS_FOR_SHAPE = 1000
 _HELD_OUT_SPLITS = ("heldout", "test", "validation")
 
@@ -49,8 +48,8 @@ class SourceRows:
     "FILE:LINE" or "FILE row NUMBER".
 
     Args:
-        source: a .jsonl, .json or .parquet file, a folder of such files, or an
-            `hf://datasets/OWNER/NAME/...` address, in which `*` stands for any characters.
+        source: a .jsonl, .json, .parquet or .arrow file, a folder of such files, or an
+            address on the hub (`schema/addresses.py`).
         shapes: shapes it may have; the first whose columns all occur is taken.
 
     Raises:
@@ -59,7 +58,7 @@ class SourceRows:
 
     def __init__(self, source: str, shapes: Sequence[Shape] = ()) -> None:
         self.source = source
-        self._files = _expand(source)
+        self._files = files_at(source, _READERS)
         self.shape = _detect_shape(self._first_columns(), shapes or SHAPES, source)
 
     def __iter__(self) -> Iterator[tuple[str, Row | RowError]]:
@@ -89,41 +88,10 @@ def _detect_shape(found: set[str], shapes: Sequence[Shape], source: str) -> Shap
     )
 
 
-def _expand(source: str) -> list[str]:
-    """Files that `source` stands for, in order."""
-    if source.startswith(_HUB):
-        found = _hub().glob(source) if "*" in source else [source.removeprefix(_HUB)]
-        files = sorted(f"{_HUB}{path}" for path in found)
-    elif Path(source).is_dir():
-        files = sorted(str(path) for path in Path(source).rglob("*") if path.suffix in _READERS)
-    else:
-        files = [source] if Path(source).is_file() else []
-    if not files:
-        raise DataError(source, "there is no such file.", "Check 'source' of the stage 'ingest'.")
-    for file in files:
-        if PurePath(file).suffix not in _READERS:
-            raise DataError(
-                source,
-                f"'{PurePath(file).suffix}' is no known format.",
-                "Use a .jsonl, .json or .parquet file, or reasoning_gym:NAME.",
-            )
-    return files
-
-
-def _hub() -> HfFileSystem:
-    return HfFileSystem()
-
-
-def _open(file: str) -> BinaryIO:
-    if file.startswith(_HUB):
-        return cast(BinaryIO, _hub().open(file, "rb"))
-    return Path(file).open("rb")
-
-
 def _read_parquet(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
     number = 0
     try:
-        with _open(file) as stream, pq.ParquetFile(stream, buffer_size=1 << 20) as parquet:
+        with open_binary(file) as stream, pq.ParquetFile(stream, buffer_size=1 << 20) as parquet:
             for group in range(parquet.num_row_groups):
                 chunk = parquet.metadata.row_group(group)
                 size = rows_per_batch(chunk.num_rows, chunk.total_byte_size)
@@ -132,11 +100,28 @@ def _read_parquet(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
                         yield f"{name} row {number}", row
                         number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            file,
-            f"cannot be read as parquet beyond row {number}: {error}.",
-            "The file is cut short or damaged: get it again.",
-        ) from error
+        raise _damaged(file, "parquet", number, error) from error
+
+
+def _read_arrow(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
+    """Rows of what `datasets` saves to a disk: a stream of Arrow's record batches."""
+    number = 0
+    try:
+        with open_binary(file) as stream, pa.ipc.open_stream(stream) as batches:
+            for batch in batches:
+                for row in _rows_of(batch):
+                    yield f"{name} row {number}", row
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, "Arrow", number, error) from error
+
+
+def _damaged(file: str, form: str, number: int, error: Exception) -> DataError:
+    return DataError(
+        file,
+        f"cannot be read as {form} beyond row {number}: {error}.",
+        "The file is cut short or damaged: get it again.",
+    )
 
 
 def _rows_of(batch: pa.RecordBatch) -> Iterator[Row | RowError]:
@@ -162,7 +147,7 @@ def _decoded(one: pa.RecordBatch) -> Row | RowError:
 
 def _read_json_lines(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
     # In bytes: lines end at a line feed only, and one that is not UTF-8 costs no other.
-    with _open(file) as stream:
+    with open_binary(file) as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
@@ -180,7 +165,7 @@ def _read_json_lines(file: str, name: str) -> Iterator[tuple[str, Row | RowError
 
 def _read_json(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
     try:
-        with _open(file) as stream:
+        with open_binary(file) as stream:
             content = json.loads(stream.read().decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
@@ -194,6 +179,7 @@ def _read_json(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
 
 _READERS: Mapping[str, Callable[[str, str], Iterator[tuple[str, Row | RowError]]]] = {
     ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
     ".jsonl": _read_json_lines,
     ".json": _read_json,
 }

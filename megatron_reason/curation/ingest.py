@@ -46,7 +46,8 @@ class IngestConfig(StageConfig):
     stage: Literal["ingest"] = "ingest"
     """Kind of stage."""
     source: str
-    """`reasoning_gym:NAME`, a .jsonl, .json or .parquet file, or an `hf://datasets/...` parquet."""
+    """`reasoning_gym:NAME`; a .jsonl, .json, .parquet or .arrow file, or a folder of such; or an
+    address on the hub, `hf://datasets/OWNER/NAME/...`, in which `*` stands for any characters."""
     dataset: str | None = None
     """Public data set the source is a copy of, which knows its columns and filters; None goes by
     the columns. With `source: hub` it is read from the hub."""

@@ -17,12 +17,12 @@ from megatron_reason.errors import DataError
 from megatron_reason.evaluation.choices import read_choice
 from megatron_reason.logs import get_logger
 from megatron_reason.registry import Registry
+from megatron_reason.schema.addresses import files_at, is_hub_address, open_binary
 from megatron_reason.schema.records import Message, Problem
 
 _LOG = get_logger(__name__)
 FILES = (".jsonl", ".parquet")
 """How the names of benchmarks end that are paths of files."""
-_HUB = "hf://"
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,8 @@ class Benchmark:
         )
 
     def _find(self, data_folder: Path) -> str:
-        if self.source.startswith(_HUB):
-            if not self.source.endswith(".parquet"):
-                raise DataError(
-                    self.source,
-                    "of the hub, only .parquet files are read in place.",
-                    "Give the .parquet that the hub keeps of each data set (branch "
-                    "refs/convert/parquet), or fetch this file and give its path.",
-                )
-            return self.source
+        if is_hub_address(self.source):
+            return _only(files_at(self.source, FILES), self.source)
         if len(PurePath(self.source).parts) > 1 or Path(self.source).is_file():
             found = [path for path in [Path(self.source)] if path.is_file()]
         else:
@@ -179,18 +172,29 @@ def _rows(path: str) -> Iterator[tuple[str, object]]:
     """Rows with their places."""
     if not path.endswith(".jsonl"):
         try:
-            rows = pl.read_parquet(path).to_dicts()
+            with open_binary(path) as stream:
+                rows = pl.read_parquet(stream).to_dicts()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(path, f"this cannot be read: {error}.", "Fetch it again.") from error
         yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
         return
-    with Path(path).open(encoding="utf-8") as lines:
+    with open_binary(path) as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield f"{path}:{number}", _parsed(line)
+                    yield f"{path}:{number}", _parsed(line.decode())
         except UnicodeDecodeError as error:
             raise DataError(path, f"this is no UTF-8 text: {error}.", "Fetch it again.") from error
+
+
+def _only(files: list[str], address: str) -> str:
+    if len(files) > 1:
+        raise DataError(
+            address,
+            f"it stands for {len(files)} files: {', '.join(files[:3])}, ...",
+            "A benchmark is one file: give its address without *.",
+        )
+    return files[0]
 
 
 def _parsed(line: str) -> object:

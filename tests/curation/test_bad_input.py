@@ -135,6 +135,18 @@ def test_a_parquet_file_cut_short_is_refused(tmp_path, keep_bytes):
         ingest.run(context(tmp_path / "ingested"))
 
 
+@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])
+def test_an_arrow_file_cut_short_is_refused(tmp_path, kept):
+    rows = [{"problem": f"{n}?", "answer": f"{n}"} for n in range(500)]
+    path = tmp_path / "data.arrow"
+    pl.DataFrame(rows).write_ipc_stream(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: kept if kept > 1 else int(kept * len(content))])
+    ingest = Ingest(IngestConfig(name="in", source=str(path)))
+    with pytest.raises(DataError, match=r"(?s)as Arrow beyond row 0.*cut short or damaged"):
+        ingest.run(context(tmp_path / "ingested"))
+
+
 def test_a_damaged_page_is_refused_with_its_row_group(tmp_path):
     rows = [sample(number, response=f"{number} " * 500) for number in range(50)]
     table = write_samples(tmp_path / "in", rows)

@@ -8,6 +8,7 @@ from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.evaluation.base import BENCHMARKS, Benchmark, find_benchmark
 from megatron_reason.rewards.base import REWARDS
 from megatron_reason.schema.tables import Kind, read_table, write_table
+from tests.hub import hub_of, use_hub
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "benchmarks"
 """Where real benchmark files may lie; they are no part of the repository."""
@@ -91,8 +92,25 @@ def test_a_file_of_your_own_is_a_benchmark(tmp_path: Path):
         find_benchmark(str(tmp_path / "none.jsonl")).problems(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'minerva'"):
         find_benchmark("minervas")
-    with pytest.raises(DataError, match=r"(?s)hf://datasets/a/b/test\.jsonl.*refs/convert/parquet"):
-        find_benchmark("hf://datasets/a/b/test.jsonl").problems(tmp_path)
+
+
+def test_a_benchmark_of_the_hub(tmp_path: Path, monkeypatch):
+    rows = [{"problem": f"{n} + 1?", "answer": f"{n + 1}"} for n in range(3)]
+    pl.DataFrame(rows).write_parquet(tmp_path / "test.parquet")
+    files = {
+        "owner/set/README.md": b"# A card",
+        "owner/set/test.jsonl": "\n".join(map(json.dumps, rows)).encode(),
+        "owner/set/data/test.parquet": (tmp_path / "test.parquet").read_bytes(),
+    }
+    with hub_of(files) as address:
+        use_hub(address, monkeypatch)
+        for path in ("test.jsonl", "data/test.parquet", "data/*.parquet"):
+            entry = find_benchmark(f"hf://datasets/owner/set/{path}")
+            assert entry.problems(tmp_path)["answer"].to_list() == ["1", "2", "3"]
+        with pytest.raises(DataError, match="stands for 2 files"):
+            Benchmark(name="all", source="hf://datasets/owner/set/**").problems(tmp_path)
+        with pytest.raises(DataError, match="the hub does not give this"):
+            find_benchmark("hf://datasets/owner/set/dev.jsonl").problems(tmp_path)
 
 
 def test_a_number_that_answers_a_multiple_choice_is_the_index_of_an_option(tmp_path: Path):

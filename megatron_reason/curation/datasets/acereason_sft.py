@@ -26,7 +26,7 @@ def _read(row: Row, name: str) -> Entry:
 dataset(
     Dataset(
         name="acereason_sft",
-        hub="hf://datasets/nvidia/AceReason-1.1-SFT/**",
+        hub="hf://datasets/nvidia/AceReason-1.1-SFT/**/*.arrow",
         columns=("category", "input", "output"),
         read=_read,
     )

@@ -11,6 +11,7 @@ from megatron_reason.curation.ingest import Ingest, IngestConfig
 from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.schema.tables import Kind, read_table
 from tests.curation.stages import context
+from tests.hub import hub_of, use_hub
 
 TRAIN = Path(__file__).parents[3] / ".." / "shared" / "data" / "train"
 TRACES = [f"<think>{n}</think>\\boxed{{2}}" for n in "abc"]
@@ -124,6 +125,42 @@ def test_reads_rows_of_its_shape(tmp_path, name):
     if refused:
         places = pl.read_parquet(tmp_path / "out" / "quarantine.parquet")["place"]
         assert all(place.startswith("train-1.parquet row") for place in places)
+
+
+# Where the files lie on the hub (for OXA's and LUFFY's set: where they may lie).
+ON_HUB = {
+    "acereason_sft": "nvidia/AceReason-1.1-SFT/sft_data.parquet/data-00000-of-00187.arrow",
+    "oxa_acereason_math": "takagi97/OXA-AceReason-1.1-Math/train.parquet",
+    "openr1_math_46k_8192": "Elliott/Openr1-Math-46k-8192/openr1.parquet",
+    "openr1_math_220k": "open-r1/OpenR1-Math-220k/data/train-00000-of-00010.parquet",
+    "numina_math_cot": "AI-MO/NuminaMath-CoT/data/train-00000-of-00005.parquet",
+    "deepscaler_preview": "agentica-org/DeepScaleR-Preview-Dataset/deepscaler.json",
+    "gsm8k": "openai/gsm8k/main/train-00000-of-00001.parquet",
+    "math": "EleutherAI/hendrycks_math/algebra/train-00000-of-00001.parquet",
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_reads_it_from_the_hub(tmp_path, monkeypatch, name):
+    rows, expected, _ = SMALL[name]
+    path = ON_HUB[name]
+    local = tmp_path / "file"
+    if path.endswith(".json"):
+        local.write_text(json.dumps(rows))
+    elif path.endswith(".arrow"):
+        pl.DataFrame(rows).write_ipc_stream(local)
+    else:
+        pl.DataFrame(rows).write_parquet(local)
+    owner, repository, *_ = path.split("/")
+    files = {f"{owner}/{repository}/{card}": b"" for card in ("README.md", "state.json")}
+    files |= {path.replace("train-", "test-"): b"no table", path: local.read_bytes()}
+    with hub_of(files) as address:
+        use_hub(address, monkeypatch)
+        config = IngestConfig(name="teacher", source="hub", dataset=name)
+        Ingest(config).run(context(tmp_path / "out"))
+    problems = read_table(tmp_path / "out", Kind.PROBLEMS)
+    found = [(row["messages"][-1]["content"], row["answer"]) for row in problems.to_dicts()]
+    assert found == [(problem, answer) for problem, answer, _ in expected]
 
 
 OPENR1 = SMALL["openr1_math_220k"][0][0] | {"uuid": "b", "problem": "5+5?"}
