@@ -12,9 +12,12 @@ _SIZING = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big)(?=[^A-Za-z])
 _MONEY = re.compile(r"\\?\$")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
+_FRACTION = re.compile(r"(-?)\\frac(?:\{(-?\d{1,6})\}\{(\d{1,6})\}|(\d)(\d))|(-?\d{1,6})/(\d{1,6})")
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?")
 _IN_BASE = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d))")
 _MAX_DIGITS = 4000
+_FAR = Fraction(1, 1000)
+"""Relative distance at which decimals are different numbers, however they were rounded."""
 
 _CHOICE_GOLD = re.compile(r"\(?\s*([A-J])\s*\)?\.?")
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
@@ -34,8 +37,9 @@ def normal(expression: str) -> str:
 def equal(stated: str, gold: str) -> bool | None:
     """Whether two bare answers are equal, where that is plain to see.
 
-    True: the same text, or the same number in decimals. False: two different integers, or digits in
-    different bases. None: anything else; decimals may differ by rounding.
+    True: the same text, or the same number, in decimals or as a fraction. False: two different
+    integers or fractions, decimals that are far apart, or digits in different bases. None: anything
+    else; decimals may differ by rounding.
     """
     mine, theirs = normal(stated), normal(gold)
     if not mine or not theirs:
@@ -45,15 +49,32 @@ def equal(stated: str, gold: str) -> bool | None:
     if _IN_BASE.fullmatch(mine) and _IN_BASE.fullmatch(theirs):
         return _digits_and_base(mine) == _digits_and_base(theirs)
     mine, theirs = _ungrouped(mine), _ungrouped(theirs)
-    if not (_NUMBER.fullmatch(mine) and _NUMBER.fullmatch(theirs)):
-        return None
+    are_exact = "." not in mine and "." not in theirs
     if max(len(mine), len(theirs)) > _MAX_DIGITS:
-        both_whole = "." not in mine and "." not in theirs
-        return _without_zeros(mine) == _without_zeros(theirs) if both_whole else None
-    if Fraction(mine) == Fraction(theirs):
+        are_whole = are_exact and _NUMBER.fullmatch(mine) and _NUMBER.fullmatch(theirs)
+        return _without_zeros(mine) == _without_zeros(theirs) if are_whole else None
+    first, second = _value(mine), _value(theirs)
+    if first is None or second is None:
+        return None
+    if first == second:
         return True
-    both_whole = "." not in mine and "." not in theirs
-    return False if both_whole else None
+    is_far = abs(first - second) > _FAR * max(1, abs(first), abs(second))
+    return False if are_exact or is_far else None
+
+
+def _value(number: str) -> Fraction | None:
+    r"""Value of a decimal, of `\frac{1}{2}`, `\frac12` or `1/2`; None where it is none of them."""
+    if _NUMBER.fullmatch(number):
+        return Fraction(number)
+    match = _FRACTION.fullmatch(number)
+    if match is None:
+        return None
+    sign, above, below, above_digit, below_digit, over, under = match.groups()
+    denominator = int(below or below_digit or under)
+    if denominator == 0:
+        return None
+    value = Fraction(int(above or above_digit or over), denominator)
+    return -value if sign else value
 
 
 def choice_of(gold: str) -> str | None:

@@ -1,8 +1,8 @@
 r"""Reward `plain`: equal texts, numbers and letters, decided without a computer algebra system.
 
-Deterministic, fast and strict: answers in another form than the gold answer are wrong, so it says
-no more often than `math_verify`. It is the second opinion that `mreason eval` compares its grader
-with. Not here: expressions, sets, units (`math_verify.py`).
+Deterministic, fast and strict: an expression in another form than the gold answer is wrong, so it
+says no more often than `math_verify`. It is the second opinion that `mreason eval` compares its
+grader with. Not here: expressions, sets, units (`math_verify.py`).
 """
 
 from megatron_reason.rewards import _plain

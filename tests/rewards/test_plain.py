@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from math_verify import parse, verify
 
 from megatron_reason.rewards._plain import choice_of, equal, normal, stated_choice
 from megatron_reason.rewards.plain import grade_plain
@@ -19,7 +20,17 @@ from megatron_reason.schema.records import Status
         ("1,250", "1250", True),
         ("1{,}250", "1250", True),
         ("1,25", "125", None),
-        ("0.33", "0.3333", None),
+        ("0.3333", "0.33333", None),
+        ("0.33", "0.36", False),
+        (r"\frac{2}{4}", r"\frac12", True),
+        (r"-\frac{1}{2}", r"\frac{-1}{2}", True),
+        ("1/2", "0.5", True),
+        (r"\frac{1}{3}", "0.333333", None),
+        (r"\frac{1}{3}", "0.35", False),
+        (r"\frac{1}{3}", r"\frac{333333}{999998}", False),
+        (r"\frac{6}{3}", "2", True),
+        (r"\frac{1}{0}", r"\frac{1}{2}", None),
+        (r"1\frac{1}{2}", r"\frac{3}{2}", None),
         (r"\dfrac{1}{2}", r"\frac{1}{2}", True),
         (r"\left( 1, 2 \right)", "(1,2)", True),
         ("x", "y", None),
@@ -33,6 +44,22 @@ from megatron_reason.schema.records import Status
 )
 def test_equal(stated, gold, expected):
     assert equal(stated, gold) is expected
+
+
+def test_what_is_decided_is_what_math_verify_decides():
+    values = ["2", "-2", "0.5", "1/3", "0.333", "3.00", "0", "-0.25", "1000", "1,000", ".5", "007"]
+    values += [rf"\frac{{{a}}}{{{b}}}" for a in (-4, 1, 2, 999_983) for b in (1, 2, 3, 999_979)]
+    values += [r"-\frac{1}{2}", r"\frac12", r"-\frac13", "2/6", "6/3", "-1/2", "999983/999979"]
+    decided = 0
+    for gold in values:
+        for stated in values:
+            found = equal(stated, gold)
+            if found is None:
+                continue
+            decided += 1
+            pair = parse(f"\\boxed{{{gold}}}"), parse(f"\\boxed{{{stated}}}")
+            assert verify(*pair) == found, (gold, stated)
+    assert decided > 0.9 * len(values) ** 2
 
 
 def test_normal_keeps_what_has_a_meaning():
@@ -78,7 +105,8 @@ def test_time_is_bounded_on_long_answers(piece):
     [
         (r"<think>\boxed{1}</think> \boxed{2}", "2", Status.OK),
         (r"\boxed{\frac{1}{2}}", r"\dfrac{1}{2}", Status.OK),
-        (r"\boxed{0.5}", r"\frac{1}{2}", Status.WRONG),
+        (r"\boxed{0.5}", r"\frac{1}{2}", Status.OK),
+        (r"\boxed{1 + x}", "x + 1", Status.WRONG),
         (r"\boxed{1,000}", "1000", Status.OK),
         (r"\boxed{(B)}", "B", Status.OK),
         ("The answer is C.", "B", Status.WRONG),
