@@ -1,49 +1,39 @@
-"""transformers' batched `generate` as an `Engine`, for machines without vLLM.
+"""A transformers model as an `Engine`, for machines without vLLM.
 
-Each sequence draws with a generator of its own (Gumbel noise added to the logits), so what is drawn
-depends on the request's seed and not on its neighbours. Log-probs are the model's own at
-temperature 1 and before top-p, or those of the distribution that was sampled from, as
-`EngineConfig.logprobs` says. Not here: speed; vLLM's continuous batching is several times faster.
+Sequences are batched continuously: one that ends leaves its place to one that waits. Each draws
+with a generator of its own (Gumbel noise added to the logits), so what is drawn depends on the
+request's seed and not on its neighbours. Log-probs are the model's own at temperature 1 and before
+top-p, or those of the distribution that was sampled from, as `EngineConfig.logprobs` says. Not
+here: the batch and its cache (`hf_batch.py`).
 
 B sequences of a batch, V vocabulary.
 """
 
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import GenerationError
 from megatron_reason.generation.base import Completion
 from megatron_reason.generation.buckets import Bucket
+from megatron_reason.generation.hf_batch import Row, RunningBatch
 from megatron_reason.generation.owned import OwnedEngine, Request
 from megatron_reason.schema.records import Finish
 
-_PAD = 0
 _EXPERT = re.compile(
     r"(?P<experts>.+\.experts\.)(?P<number>\d+)\.(?P<part>gate|up|down)_proj\.weight"
 )
 _STACKED = {"gate": "gate_up_proj", "up": "gate_up_proj", "down": "down_proj"}
-
-
-@dataclass(frozen=True)
-class _Sample:
-    prompt: int
-    sample: int
-    ids: tuple[int, ...]
-    seed: int
+_SHARE_JOINING = 8
+"""Sequences join once this part of the places is free: each time the whole cache is copied."""
 
 
 class HFEngine(OwnedEngine):
@@ -79,12 +69,19 @@ class HFEngine(OwnedEngine):
     ) -> Generator[tuple[int, list[Completion]], None, None]:
         self._check_open()
         found: list[dict[int, Completion]] = [{} for _ in requests]
-        for batch in self._batches(requests):
-            for sample, completion in self._run(batch, sampling, stop_token_ids):
-                done = found[sample.prompt]
-                done[sample.sample] = completion
-                if len(done) == len(requests[sample.prompt].seeds):
-                    yield sample.prompt, [one for _, one in sorted(done.items())]
+        waiting = self._rows(requests, sampling)
+        draw = _Draw(sampling, of_sampler=self._config.logprobs == "sampler")
+        batch = RunningBatch(self._model, draw, stop_token_ids)
+        places = self._config.max_num_seqs
+        while waiting or len(batch):
+            free = places - len(batch)
+            if waiting and free >= max(1, places // _SHARE_JOINING):
+                batch.join([waiting.popleft() for _ in range(min(free, len(waiting)))])
+            for row in batch.step():
+                prompt, sample = row.place
+                found[prompt][sample] = self._completion(row, stop_token_ids)
+                if len(found[prompt]) == len(requests[prompt].seeds):
+                    yield prompt, [one for _, one in sorted(found[prompt].items())]
 
     @torch.inference_mode()
     def _score(self, sequences: Sequence[tuple[int, ...]]) -> list[list[float]]:
@@ -119,82 +116,43 @@ class HFEngine(OwnedEngine):
         if self._model is None:
             raise GenerationError(str(self._folder), "this engine was closed.", "Open a new one.")
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[list[_Sample]]:
-        """Samples in order of their prompts' length, so that little is padded."""
-        samples = [
-            _Sample(index, number, request.ids, seed)
+    def _rows(self, requests: Sequence[Request], sampling: SamplingConfig) -> deque[Row]:
+        """Sequences in order of their prompts' length, so that little is padded."""
+        rows = [
+            Row(
+                ids=request.ids,
+                limit=min(sampling.max_tokens, self._config.max_model_len - len(request.ids)),
+                generator=torch.Generator(self._model.device).manual_seed(seed),
+                place=(index, number),
+            )
             for index, request in enumerate(requests)
             for number, seed in enumerate(request.seeds)
         ]
-        samples.sort(key=lambda sample: len(sample.ids))
-        for start in range(0, len(samples), self._config.max_num_seqs):
-            yield samples[start : start + self._config.max_num_seqs]
+        return deque(sorted(rows, key=lambda row: len(row.ids)))
 
-    @torch.inference_mode()
-    def _run(
-        self, batch: list[_Sample], sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
-    ) -> Iterator[tuple[_Sample, Completion]]:
-        longest = max(len(sample.ids) for sample in batch)
-        shortest = min(len(sample.ids) for sample in batch)
-        device = self._model.device
-        ids = torch.tensor(
-            [[_PAD] * (longest - len(sample.ids)) + list(sample.ids) for sample in batch]
-        )
-        mask = torch.tensor(
-            [[0] * (longest - len(sample.ids)) + [1] * len(sample.ids) for sample in batch]
-        )
-        seeds = [sample.seed for sample in batch]
-        draw = _Draw(sampling, seeds, device, of_sampler=self._config.logprobs == "sampler")
-        output = self._model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            logits_processor=LogitsProcessorList([draw]),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=min(sampling.max_tokens, self._config.max_model_len - shortest),
-                eos_token_id=list(stop_token_ids) or None,
-                pad_token_id=_PAD,
-            ),
-        )
-        drawn = output[:, longest:].tolist()
-        logprobs = torch.stack(draw.logprobs, dim=1).tolist()
-        for row, sample in enumerate(batch):
-            limit = min(sampling.max_tokens, self._config.max_model_len - len(sample.ids))
-            yield sample, self._cut(drawn[row][:limit], logprobs[row][:limit], stop_token_ids)
-
-    def _cut(
-        self, ids: list[int], logprobs: list[float], stop_token_ids: tuple[int, ...]
-    ) -> Completion:
-        """Completion up to and with the first stop token."""
-        stop = next((i for i, token in enumerate(ids) if token in stop_token_ids), None)
-        end = len(ids) if stop is None else stop + 1
-        finish = Finish.LENGTH if stop is None else Finish.STOP
-        return Completion(tuple(ids[:end]), tuple(logprobs[:end]), finish, self._policy_version)
+    def _completion(self, row: Row, stop_token_ids: tuple[int, ...]) -> Completion:
+        is_stopped = row.token_ids[-1] in stop_token_ids
+        finish = Finish.STOP if is_stopped else Finish.LENGTH
+        return Completion(
+            tuple(row.token_ids), tuple(row.logprobs), finish, self._policy_version
+        )  # fmt: skip
 
 
-class _Draw(LogitsProcessor):
-    """Chooses each row's next token and leaves `generate` no other choice."""
+class _Draw:
+    """Chooses each sequence's next token."""
 
-    def __init__(
-        self, sampling: SamplingConfig, seeds: list[int], device: torch.device, *, of_sampler: bool
-    ) -> None:
+    def __init__(self, sampling: SamplingConfig, *, of_sampler: bool) -> None:
         self._sampling = sampling
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self._of_sampler = of_sampler
-        self.logprobs: list[Tensor] = []
 
     def __call__(
-        self,
-        input_ids: torch.LongTensor,  # noqa: ARG002 - part of the interface
-        scores: torch.FloatTensor,
-    ) -> torch.FloatTensor:
-        model_BV = scores.float().log_softmax(dim=-1)
+        self, logits_BV: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        model_BV = logits_BV.log_softmax(dim=-1)
         sampler_BV = self._sampled_from(model_BV)
-        token_B = self._chosen(sampler_BV)
+        token_B = self._chosen(sampler_BV, generators)
         told_BV = sampler_BV.log_softmax(dim=-1) if self._of_sampler else model_BV
-        self.logprobs.append(told_BV.gather(1, token_B[:, None])[:, 0].cpu())
-        only_choice_BV = torch.full_like(scores, float("-inf")).scatter(1, token_B[:, None], 0.0)
-        return cast("torch.FloatTensor", only_choice_BV)
+        return token_B, told_BV.gather(1, token_B[:, None])[:, 0]
 
     def _sampled_from(self, logprob_BV: Tensor) -> Tensor:
         """Logits of the distribution that is drawn from; of the model's own when greedy."""
@@ -205,11 +163,11 @@ class _Draw(LogitsProcessor):
             logits_BV = _within_top_p(logits_BV, self._sampling.top_p)
         return logits_BV
 
-    def _chosen(self, logits_BV: Tensor) -> Tensor:
+    def _chosen(self, logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         if not self._sampling.temperature:
             return logits_BV.argmax(dim=-1)
         noise_BV = torch.empty_like(logits_BV)
-        for row_V, generator in zip(noise_BV, self._generators, strict=True):
+        for row_V, generator in zip(noise_BV, generators, strict=True):
             row_V.exponential_(generator=generator)
         # argmax of logits + Gumbel noise is a draw from their softmax; -log(exponential) is Gumbel.
         return (logits_BV - noise_BV.log()).argmax(dim=-1)
