@@ -27,7 +27,7 @@ class EngineConfig(Strict):
 
     name: Literal["vllm", "vllm-server", "transformers"] = "vllm"
     """vLLM in a process of its own, vLLM behind HTTP on other machines (`mreason serve`), or
-    transformers' `generate` where vLLM is not installed."""
+    a transformers model in the trainer's process where vLLM is not installed."""
     servers: tuple[str, ...] = ()
     """URLs of the servers that `vllm-server` asks."""
     servers_folder: str | None = None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,7 @@ from megatron_reason.schema.tables import rows_per_batch
 
 Row = Mapping[str, Any]
 _ROWS_FOR_SHAPE = 1000
+_ARROW_FILE = b"ARROW1"
 _HELD_OUT_SPLITS = ("heldout", "test", "validation")
 
 
@@ -104,16 +105,28 @@ def _read_parquet(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
 
 
 def _read_arrow(file: str, name: str) -> Iterator[tuple[str, Row | RowError]]:
-    """Rows of what `datasets` saves to a disk: a stream of Arrow's record batches."""
+    """Rows of what `datasets` saves to a disk, Arrow's record batches, in a stream or a file."""
     number = 0
     try:
-        with open_binary(file) as stream, pa.ipc.open_stream(stream) as batches:
-            for batch in batches:
+        with open_binary(file) as stream:
+            for batch in _batches(stream):
                 for row in _rows_of(batch):
                     yield f"{name} row {number}", row
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, "Arrow", number, error) from error
+
+
+def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
+    magic = stream.read(len(_ARROW_FILE))
+    stream.seek(0)
+    if magic != _ARROW_FILE:
+        with pa.ipc.open_stream(stream) as batches:
+            yield from batches
+        return
+    with pa.ipc.open_file(stream) as whole:
+        for number in range(whole.num_record_batches):
+            yield whole.get_batch(number)
 
 
 def _damaged(file: str, form: str, number: int, error: Exception) -> DataError:

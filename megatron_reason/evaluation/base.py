@@ -191,7 +191,7 @@ def _only(files: list[str], address: str) -> str:
     if len(files) > 1:
         raise DataError(
             address,
-            f"it stands for {len(files)} files: {', '.join(files[:3])}, ...",
+            f"it stands for {len(files)} files, {files[0]} and {files[1]} among them.",
             "A benchmark is one file: give its address without *.",
         )
     return files[0]

@@ -77,9 +77,7 @@ class RunningBatch:
         which_B = torch.tensor([number[row.ids] for row in rows], device=self._model.device)
         longest = max(map(len, prompts))
         ids_PL = self._tensor([[_PAD] * (longest - len(ids)) + list(ids) for ids in prompts])
-        mask_PL = self._tensor(
-            [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-        )  # fmt: skip
+        mask_PL = self._tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
         cache = DynamicCache()
         position_PL = (mask_PL.cumsum(1) - 1).clamp(min=0)
         logits_BV = self._logits(ids_PL, mask_PL, position_PL, cache)[which_B]
@@ -146,10 +144,11 @@ class RunningBatch:
 
 
 def _prepend(first: DynamicCache, second: DynamicCache) -> None:
-    """Put the sequences of `first` before those of `second`, in `second`."""
+    """Put the sequences of `first` before those of `second`, in `second`; empties `first`."""
     for before, layer in zip(_layers(first), _layers(second), strict=True):
         layer.keys = torch.cat(_aligned(before.keys, layer.keys, dim=-2))
         layer.values = torch.cat(_aligned(before.values, layer.values, dim=-2))
+        before.keys = before.values = None
 
 
 def _layers(cache: DynamicCache) -> list[Any]:

@@ -82,6 +82,7 @@ class HFEngine(OwnedEngine):
                 found[prompt][sample] = self._completion(row, stop_token_ids)
                 if len(found[prompt]) == len(requests[prompt].seeds):
                     yield prompt, [one for _, one in sorted(found[prompt].items())]
+                    found[prompt].clear()
 
     @torch.inference_mode()
     def _score(self, sequences: Sequence[tuple[int, ...]]) -> list[list[float]]:

@@ -9,6 +9,9 @@ from fractions import Fraction
 
 _SPACING = re.compile(r"\\[ ,!;:>]|\\(?:quad|qquad|displaystyle)(?![A-Za-z])|[\s~]")
 _SIZING = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big)(?=[^A-Za-z])")
+_GAP = rf"(?:{_SPACING.pattern})+"
+_SPLIT = re.compile(rf"\d{_GAP}\d")
+_SPLIT_THOUSANDS = re.compile(rf"[-+]?\d{{1,3}}(?:{_GAP}\d{{3}})+(?:\.\d+)?")
 _MONEY = re.compile(r"\\?\$")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
@@ -17,7 +20,7 @@ _GROUPED = re.compile(r"[-+]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?")
 _IN_BASE = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d))")
 _MAX_DIGITS = 4000
 _FAR = Fraction(1, 1000)
-"""Relative distance at which decimals are different numbers, however they were rounded."""
+"""Distance (above 1: relative) at which decimals are different numbers, however rounded."""
 
 _CHOICE_GOLD = re.compile(r"\(?\s*([A-J])\s*\)?\.?")
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
@@ -41,6 +44,8 @@ def equal(stated: str, gold: str) -> bool | None:
     integers or fractions, decimals that are far apart, or digits in different bases. None: anything
     else; decimals may differ by rounding.
     """
+    if _is_split(stated) or _is_split(gold):
+        return True if stated.strip() == gold.strip() else None
     mine, theirs = normal(stated), normal(gold)
     if not mine or not theirs:
         return None
@@ -60,6 +65,11 @@ def equal(stated: str, gold: str) -> bool | None:
         return True
     is_far = abs(first - second) > _FAR * max(1, abs(first), abs(second))
     return False if are_exact or is_far else None
+
+
+def _is_split(expression: str) -> bool:
+    """Whether a space between digits may have a meaning, as in `2 1/2`."""
+    return bool(_SPLIT.search(expression)) and not _SPLIT_THOUSANDS.fullmatch(expression.strip())
 
 
 def _value(number: str) -> Fraction | None:

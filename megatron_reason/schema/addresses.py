@@ -7,6 +7,7 @@ read (`curation/_readers.py`, `evaluation/base.py`), and models (`models/sources
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader, RawIOBase
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
 _HUB = "hf://"
-_NO_DATA = ("dataset_dict.json", "dataset_info.json", "state.json")
-"""What `datasets` writes beside the tables that it saves to a disk."""
+_NO_DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+"""What `datasets` writes beside the tables that it saves to a disk; `cache-*.arrow` repeat rows."""
+_BUFFER_BYTES = 1 << 20
+_REPOSITORY_PARTS = len(("hf:", "", "datasets", "OWNER", "NAME"))
 
 
 def is_hub_address(source: str) -> bool:
@@ -28,8 +31,8 @@ def is_hub_address(source: str) -> bool:
 def files_at(source: str, suffixes: Collection[str]) -> list[str]:
     """Files that `source` stands for, in order.
 
-    A folder, or an address with `*`, stands for those of its files that end in one of `suffixes`;
-    what else lies there (a data set's card, say) is none of the data.
+    A folder, a whole repository, or an address with `*` stands for those of its files that end in
+    one of `suffixes`; what else lies there (a data set's card, say) is none of the data.
 
     Args:
         source: a file, a folder or an address.
@@ -38,6 +41,8 @@ def files_at(source: str, suffixes: Collection[str]) -> list[str]:
     Raises:
         DataError: there is no such file, none that can be read, or the hub does not answer.
     """
+    if is_hub_address(source) and len(source.rstrip("/").split("/")) == _REPOSITORY_PARTS:
+        source = f"{source.rstrip('/')}/**"
     if is_hub_address(source):
         files = _data(_on_hub(source), suffixes) if "*" in source else [source]
     elif Path(source).is_dir():
@@ -52,7 +57,8 @@ def files_at(source: str, suffixes: Collection[str]) -> list[str]:
             raise DataError(
                 source,
                 f"'{PurePath(file).suffix}' is no known format.",
-                f"Give a file that ends in one of {', '.join(suffixes)}.",
+                f"Give a file that ends in one of {', '.join(suffixes)}, or a folder: on the hub, "
+                "OWNER/NAME/FOLDER/**.",
             )
     return files
 
@@ -69,16 +75,26 @@ def open_binary(file: str) -> Iterator[BinaryIO]:
         with Path(file).open("rb") as stream:
             yield stream
         return
-    with _hub_answers(file) as hub, hub.open(file, "rb") as stream:
-        yield cast(BinaryIO, stream)
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx
+
+    with _hub_answers(file) as hub:
+        source = hub.open(file, "rb")
+    try:
+        # Its own lines are slices of megabytes.
+        with BufferedReader(cast(RawIOBase, source), _BUFFER_BYTES) as stream:
+            yield stream
+    except (HfHubHTTPError, httpx.HTTPError) as error:
+        raise _not_given(file, error) from error
 
 
 def _data(files: Iterable[str], suffixes: Collection[str]) -> list[str]:
     """Those of `files` that hold rows, in order."""
+    paths = ((file, PurePath(file)) for file in files)
     return sorted(
         file
-        for file in files
-        if PurePath(file).suffix in suffixes and PurePath(file).name not in _NO_DATA
+        for file, path in paths
+        if path.suffix in suffixes and path.name not in _NO_DATA and not path.match("cache-*.arrow")
     )
 
 
@@ -92,16 +108,19 @@ def _on_hub(pattern: str) -> list[str]:
 @contextmanager
 def _hub_answers(address: str) -> "Iterator[HfFileSystem]":
     from huggingface_hub import HfFileSystem
-    from huggingface_hub.errors import HfHubHTTPError, HfUriError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import httpx
 
-    refusals = (HfHubHTTPError, HFValidationError, HfUriError, httpx.HTTPError, OSError)
     try:
         yield HfFileSystem()
-    except refusals as error:
-        raise DataError(
-            address,
-            f"the hub does not give this: {' '.join(str(error).split())}",
-            "Check the address; log in with `hf auth login` where the owner asks for it; a mirror "
-            "is named by HF_ENDPOINT. Where there is no network, give the path of a local copy.",
-        ) from error
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, NotImplementedError) as error:
+        raise _not_given(address, error) from error
+
+
+def _not_given(address: str, error: Exception) -> DataError:
+    return DataError(
+        address,
+        f"the hub does not give this: {' '.join(str(error).split())}",
+        "Check the address; log in with `hf auth login` where the owner asks for it; a mirror is "
+        "named by HF_ENDPOINT. Where there is no network, give the path of a local copy.",
+    )

@@ -147,6 +147,16 @@ def test_an_arrow_file_cut_short_is_refused(tmp_path, kept):
         ingest.run(context(tmp_path / "ingested"))
 
 
+def test_both_kinds_of_arrow_files_are_read(tmp_path):
+    rows = pl.DataFrame([{"problem": f"{n}?", "answer": f"{n}"} for n in range(500)])
+    rows.write_ipc_stream(tmp_path / "stream.arrow")
+    rows.write_ipc(tmp_path / "file.arrow")
+    for kind in ("stream", "file"):
+        ingest = Ingest(IngestConfig(name="in", source=str(tmp_path / f"{kind}.arrow")))
+        result = ingest.run(context(tmp_path / kind))
+        assert result.counts["problems_train"] == len(rows)
+
+
 def test_a_damaged_page_is_refused_with_its_row_group(tmp_path):
     rows = [sample(number, response=f"{number} " * 500) for number in range(50)]
     table = write_samples(tmp_path / "in", rows)

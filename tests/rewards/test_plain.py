@@ -35,6 +35,13 @@ from megatron_reason.schema.records import Status
         (r"\left( 1, 2 \right)", "(1,2)", True),
         ("x", "y", None),
         ("", "", None),
+        ("2 1/2", "10.5", None),
+        ("2 1/2", "21/2", None),
+        ("2 1/2", "2 1/2", True),
+        (r"\frac{1 2}{3}", "4", None),
+        (r"10\,000", "10000", True),
+        ("1 250", "1250", True),
+        ("(1, 2)", "(1,2)", True),
         ("52_8", "52_{8}", True),
         ("52_9", "52_8", False),
         ("7" * 9000, "7" * 9000 + "1", False),
@@ -50,6 +57,7 @@ def test_what_is_decided_is_what_math_verify_decides():
     values = ["2", "-2", "0.5", "1/3", "0.333", "3.00", "0", "-0.25", "1000", "1,000", ".5", "007"]
     values += [rf"\frac{{{a}}}{{{b}}}" for a in (-4, 1, 2, 999_983) for b in (1, 2, 3, 999_979)]
     values += [r"-\frac{1}{2}", r"\frac12", r"-\frac13", "2/6", "6/3", "-1/2", "999983/999979"]
+    values += ["2 1/2", "21/2", "10.5", "5/2", "1 1/2", "5.5", "1.5"]
     decided = 0
     for gold in values:
         for stated in values:

@@ -31,6 +31,7 @@ def hub(monkeypatch):
         ("data/train-*.jsonl", ["data/train-0.jsonl", "data/train-1.jsonl"]),
         ("*/train-1.jsonl", ["data/train-1.jsonl"]),
         ("data/test-0.jsonl", ["data/test-0.jsonl"]),
+        ("", ["data/test-0.jsonl", "data/train-0.jsonl", "data/train-1.jsonl"]),
     ],
 )
 def test_an_address_stands_for_its_files_of_known_formats(hub, pattern, expected):
@@ -52,21 +53,29 @@ def test_what_the_hub_does_not_give(hub, monkeypatch):
         files_at("hf://datasets/closed/set/**", SUFFIXES)
     with pytest.raises(DataError, match="the hub does not give this"):
         files_at("hf://datasets/*", SUFFIXES)
+    with pytest.raises(DataError, match="the hub does not give this"):
+        files_at("hf://*", SUFFIXES)
     with (
         pytest.raises(DataError, match="the hub does not give this"),
         open_binary("hf://datasets/owner/set/data/train-2.jsonl"),
     ):
         pass
+    # What the reader finds wrong with a file is no fault of the hub.
+    with (
+        pytest.raises(OSError, match="Corrupt"),
+        open_binary("hf://datasets/owner/set/data/train-1.jsonl"),
+    ):
+        raise OSError("Corrupt")
     use_hub("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(DataError, match="local copy"):
         files_at("hf://datasets/owner/set/**", SUFFIXES)
 
 
 def test_files_and_folders_of_this_machine(tmp_path):
-    for name in ("b.jsonl", "a.jsonl", "card.md", "state.json"):
+    for name in ("b.jsonl", "a.jsonl", "card.md", "state.json", "cache-1.arrow"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "folder.jsonl").mkdir()
-    found = files_at(str(tmp_path), (*SUFFIXES, ".json"))
+    found = files_at(str(tmp_path), (*SUFFIXES, ".json", ".arrow"))
     assert found == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     with pytest.raises(DataError, match=r"ends in one of \.jsonl, \.parquet"):
         files_at(str(tmp_path / "card.md"), SUFFIXES)
