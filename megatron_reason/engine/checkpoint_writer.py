@@ -1,8 +1,10 @@
 """One rank's part of a checkpoint, written by a process of its own while the rank trains on.
 
 A forked process has the tensors as they were at the fork: on a CPU nothing is copied but the pages
-that training changes meanwhile, and from a GPU the tensors come to host memory first. Not here:
-what is written, and when it counts (`checkpoint_saver.py`).
+that training changes meanwhile, and from a GPU the tensors come to host memory first. A fork may
+catch another thread with a lock that then stays locked for ever, so the process has to say that it
+lives, and is replaced, before the rank trains on, if it does not. Not here: what is written, and
+when it counts (`checkpoint_saver.py`).
 """
 
 import ctypes
@@ -13,6 +15,7 @@ import queue
 import signal
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -20,12 +23,19 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 from megatron_reason.engine.checkpoint_folder import Sums, sums_of
+from megatron_reason.errors import CheckpointError
+from megatron_reason.logs import get_logger
 
+_LOG = get_logger(__name__)
 _PR_SET_PDEATHSIG = 1
+_BEGIN_TIMEOUT_S = 20.0
+"""A process is forked and says that it lives within hundredths of a second."""
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,9 @@ class CheckpointWriter:
 
     Args:
         request: what `dist_checkpointing.save(..., async_sharded_save=True)` returned.
+
+    Raises:
+        CheckpointError: no process that was forked came to life.
     """
 
     def __init__(self, request: AsyncRequest) -> None:
@@ -54,14 +67,34 @@ class CheckpointWriter:
         buckets = request.async_fn_args[1]
         if request.preload_fn is not None:
             buckets = request.preload_fn()
+        for _ in range(_ATTEMPTS):
+            self._fork(request.async_fn.args[0], buckets)
+            if self._is_alive():
+                return
+            _LOG.warning("the process that writes the checkpoint got stuck at its start: again")
+            self.cancel()
+            self._pipe.close()
+        raise CheckpointError(
+            str(Path(buckets[0][0]).parent),
+            f"{_ATTEMPTS} processes to write it were started, and each got stuck at once.",
+            "Start the run again: it goes on from the checkpoint before.",
+        )
+
+    def _fork(self, transforms: list[Any], buckets: Sequence[Any]) -> None:
         context = multiprocessing.get_context("fork")
         self._pipe, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_write, args=(os.getpid(), request.async_fn.args[0], buckets, sender)
-        )
+        process = context.Process(target=_write, args=(os.getpid(), transforms, buckets, sender))
         process.start()
         sender.close()
         self._process = process
+
+    def _is_alive(self) -> bool:
+        """Whether the process has said so; of one that has ended `wait` tells."""
+        if not self._pipe.poll(_BEGIN_TIMEOUT_S):
+            return False
+        with suppress(EOFError):
+            self._pipe.recv()
+        return True
 
     def is_done(self) -> bool:
         """Whether `wait` would return at once."""
@@ -113,6 +146,8 @@ def _write(parent: int, transforms: list[Any], buckets: Sequence[Any], sender: C
     if os.getppid() != parent:
         return
     with ThreadPoolExecutor(len(buckets)) as threads:
+        list(threads.map(_touch, buckets))
+        sender.send(os.getpid())
         parts = list(threads.map(partial(_write_bucket, transforms), range(len(buckets)), buckets))
     results: dict[int, Sequence[Any]] = {}
     sums: dict[str, tuple[int, int]] = {}
@@ -123,6 +158,11 @@ def _write(parent: int, transforms: list[Any], buckets: Sequence[Any], sender: C
         results[index] = outcome
         sums |= part
     sender.send(Written(results, sums))
+
+
+def _touch(_: object) -> None:
+    """Use what writing uses: memory of torch's, in a thread."""
+    torch.zeros(1).clone()
 
 
 def _write_bucket(

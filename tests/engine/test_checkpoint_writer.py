@@ -76,6 +76,40 @@ def test_the_state_of_the_fork_is_written_and_a_lost_writer_is_told(tmp_path: Pa
     spawn(in_the_background, 1, tmp_path)
 
 
+def stuck_at_the_start(rank: int, world_size: int, folder: Path) -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    from megatron_reason.engine import checkpoint_writer
+    from megatron_reason.errors import CheckpointError
+
+    buckets, go, been = [(folder / "a", "key", "text")], folder / "go", folder / "been"
+    go.touch()
+
+    def stuck_once(_: object) -> None:
+        if not been.exists():
+            been.touch()
+            time.sleep(600)
+
+    megatron = filesystem_async.FileSystemWriterAsync
+    with (
+        patch.object(megatron, "write_preloaded_data", slow(go)),
+        patch.object(checkpoint_writer, "_BEGIN_TIMEOUT_S", 1.0),
+    ):
+        with patch.object(checkpoint_writer, "_touch", stuck_once):
+            writer = checkpoint_writer.CheckpointWriter(request_of(buckets))
+        assert been.exists()
+        assert writer.wait().results == {0: ["text"]}
+        with (
+            patch.object(checkpoint_writer, "_touch", lambda _: time.sleep(600)),
+            pytest.raises(CheckpointError, match="each got stuck"),
+        ):
+            checkpoint_writer.CheckpointWriter(request_of(buckets))
+
+
+def test_a_writer_that_is_stuck_at_its_start_is_replaced(tmp_path: Path) -> None:
+    spawn(stuck_at_the_start, 1, tmp_path)
+
+
 def leave_a_writer(rank: int, world_size: int, folder: Path) -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -88,9 +90,21 @@ def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     for server, code in zip(both, (0, 75), strict=True):
         assert server.process.wait(30) == code
     assert not list((folder / "servers").iterdir())
-    for child in children:
-        with pytest.raises(ProcessLookupError):
-            os.killpg(child, 0)
+    deadline = time.monotonic() + 10
+    while any(map(alive_in, children)):
+        assert time.monotonic() < deadline, "a server's engine outlives it"
+        time.sleep(0.1)
+
+
+def alive_in(group: int) -> list[int]:
+    """Processes of a group; those that have ended may still wait for the system to notice."""
+    found: list[int] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            is_member = os.getpgid(process.pid) == group
+            if is_member and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def requests_of_each(server: Server) -> list[int]:
