@@ -51,7 +51,11 @@ def files_at(source: str, suffixes: Collection[str]) -> list[str]:
     else:
         files = [source] if Path(source).is_file() else []
     if not files:
-        raise DataError(source, "there is no such file.", "Check the path, or the address.")
+        raise DataError(
+            source,
+            f"there is no such file, or none that ends in one of {', '.join(suffixes)}.",
+            "Check the path, or the address.",
+        )
     for file in files:
         if PurePath(file).suffix not in suffixes:
             raise DataError(

@@ -4,10 +4,10 @@
 
 Trains SmolLM2-135M on generated problems with `mreason run`, once with the rollouts of a step made
 by its own weights and once one step ahead, and prints the time line that each run logged. Behind
-it, twice, vLLM alone: a plain script with `vllm.LLM`, the engine's own settings and cores, which
-answers the same prompts, as token ids in the same batches, and gives back nothing but token ids (no
-seeds, no log-probs, no grading). The learning rate is so small that all answer with the same
-weights. First steps are left out on both sides. Goes to `tools/bench/results/`.
+it, twice, vLLM alone: a plain script with `vllm.LLM`, the same lengths, memory and cores, which
+answers the same prompts in the same batches by `llm.chat`: text in and out, no seeds, no
+log-probs, no grading. The learning rate is so small that all answer with the same weights. First
+steps are left out on both sides. Goes to `tools/bench/results/`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-ENGINE = {"name": "vllm", "max_model_len": 640, "max_num_seqs": 64, "kv_cache_mb": 512}
+MAX_MODEL_LEN, MAX_NUM_SEQS, KV_CACHE_MB = 640, 64, 512
 MOMENTS = ("rollout", "grade", "prepass", "train", "sync", "wait", "step")
 AHEAD = {"together": 0, "ahead": 1}
 """Steps ahead of each variant."""
@@ -62,7 +62,10 @@ def settings(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     return {
         "run": {"name": "run", "dir": str(folder), "cache": str(ROOT / "models")},
         "model": {"path": "smollm2-135m", "dtype": "bfloat16"},
-        "engine": ENGINE,
+        "engine": {
+            "name": "vllm", "max_model_len": MAX_MODEL_LEN, "max_num_seqs": MAX_NUM_SEQS,
+            "kv_cache_mb": KV_CACHE_MB,
+        },
         "launch": {"processes": 1, "threads_per_process": len(os.sched_getaffinity(0))},
         "curate": [{
             "stage": "ingest", "name": "problems", "source": "reasoning_gym:gsm_symbolic",
@@ -113,22 +116,7 @@ def time_line(name: str, training: Path) -> TimeLine:
     return TimeLine(name, len(steps), mean(tokens) / seconds["rollout"], mean(tokens), seconds)
 
 
-def rendered(steps: list[list[dict[str, Any]]]) -> list[list[list[int]]]:
-    """Token ids of the prompts of each step."""
-    from transformers import AutoTokenizer
-
-    from megatron_reason.models.sources import resolve_model
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m", ROOT / "models"))
-
-    def ids(text: str) -> list[int]:
-        talk = [{"role": "user", "content": text}]
-        return tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
-
-    return [[ids(text) for text in dict.fromkeys(row["problem"] for row in rows)] for rows in steps]
-
-
-def alone(scratch: Path, prompts: list[list[list[int]]], chosen: argparse.Namespace) -> float:
+def alone(scratch: Path, prompts: list[list[str]], chosen: argparse.Namespace) -> float:
     """Tokens a second of vLLM alone, in a process of its own."""
     from megatron_reason.generation.vllm_arguments import engine_environment
 
@@ -144,24 +132,19 @@ def answer(chosen: argparse.Namespace) -> None:
     """In that process: answer one batch after the other and write tokens a second."""
     from vllm import LLM, SamplingParams
 
-    from megatron_reason.config.sampling import EngineConfig
-    from megatron_reason.generation.vllm_arguments import engine_arguments
     from megatron_reason.models.sources import resolve_model
 
-    folder = resolve_model("smollm2-135m", ROOT / "models")
-    config = EngineConfig.model_validate(ENGINE)
-    arguments = engine_arguments(folder, "bfloat16", config, is_cpu=True)
-    llm = LLM(**{name: arguments[name] for name in arguments if name != "worker_extension_cls"})
-    stop = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    sampling = SamplingParams(
-        n=chosen.rollouts, temperature=1.0, max_tokens=chosen.max_tokens, detokenize=False,
-        stop_token_ids=[stop["eos_token_id"]],
+    llm = LLM(
+        str(resolve_model("smollm2-135m", ROOT / "models")), dtype="bfloat16",
+        max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS, enforce_eager=True,
+        kv_cache_memory_bytes=KV_CACHE_MB << 20,
     )  # fmt: skip
+    sampling = SamplingParams(n=chosen.rollouts, temperature=1.0, max_tokens=chosen.max_tokens)
     tokens, seconds = 0, 0.0
-    for number, prompts in enumerate(json.loads(chosen.asked.read_text(encoding="utf-8"))):
-        asked: Any = [{"prompt_token_ids": ids} for ids in prompts]
+    for number, texts in enumerate(json.loads(chosen.asked.read_text(encoding="utf-8"))):
+        talks: Any = [[{"role": "user", "content": text}] for text in texts]
         begun = time.perf_counter()
-        answers = llm.generate(asked, sampling, use_tqdm=False)
+        answers = llm.chat(talks, sampling, use_tqdm=False)
         if number:
             seconds += time.perf_counter() - begun
             tokens += sum(len(one.token_ids) for each in answers for one in each.outputs)
@@ -205,7 +188,10 @@ def main() -> None:
         scratch = Path(name)
         run = train(scratch, chosen)
         trainings = {variant: next(run.glob(f"*-train-{variant}")) for variant in AHEAD}
-        asked = rendered(batches(trainings["together"]))
+        asked = [
+            list(dict.fromkeys(row["problem"] for row in rows))
+            for rows in batches(trainings["together"])
+        ]
         plain = [alone(scratch, asked, chosen) for _ in range(2)]
         lines = [time_line(variant, folder) for variant, folder in trainings.items()]
     about = (
