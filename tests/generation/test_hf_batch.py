@@ -55,6 +55,23 @@ def test_each_is_continued_as_if_it_were_alone(model):
     done = run(model, rows, places=3)
     assert sorted(one.place for one in done) == [one.place for one in rows]
     assert [one.place[0] for one in done] != list(range(len(rows))), "short ones leave first"
+    as_if_alone(model, rows)
+
+
+def test_a_long_prompt_joins_short_ones_that_outlive_it(model):
+    short, long = row(0, 16), row(1, 4)
+    batch = RunningBatch(model, greedy, ())
+    batch.join([short])
+    for _ in range(3):
+        batch.step()
+    batch.join([long])
+    while len(batch):
+        batch.step()
+    as_if_alone(model, [short, long])
+
+
+def as_if_alone(model, rows: list[Row]) -> None:
+    """Compare with the whole sequences, each read at once."""
     for one in rows:
         ids = torch.tensor([[*one.ids, *one.token_ids]])
         with torch.inference_mode():
