@@ -30,6 +30,8 @@ class EvalConfig(Strict):
     """Reward that grades answers to the table's problems."""
     benchmark_reward: str | None = None
     """Reward that grades answers to benchmarks; None takes each benchmark's own."""
+    reward_of: dict[str, str] = Field(default_factory=dict)
+    """Reward of single benchmarks, where not `benchmark_reward`."""
     include_base: bool = True
     """Also measure the model before training."""
     num_entropy_responses: int = Field(default=64, ge=0)

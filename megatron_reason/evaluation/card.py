@@ -9,13 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic import Field
+
 import megatron_reason
 from megatron_reason.config.base import Strict
 from megatron_reason.config.evaluate import EvalConfig
 from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.errors import DataError
 from megatron_reason.files import hash_text, read_json, write_json
-from megatron_reason.generation.base import Engine
+from megatron_reason.generation.base import Engine, Flag
 from megatron_reason.schema.tables import Kind, table_path
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class EvalCard(Strict):
     """Reward that graded them."""
     engine: dict[str, str | int]
     """`Engine.description`: kind, data type, longest sequence."""
+    engine_flags: dict[str, Flag] = Field(default_factory=dict[str, Flag])
+    """`Engine.flags`: what else it ran with. By rounding only do answers depend on it: it neither
+    hinders comparing nor going on."""
     problems_hash: str
     """Of the ids of the problems, in any order."""
     num_problems: int
@@ -65,6 +70,7 @@ def make_card(
         sampling=config.sampling,
         reward=config.reward,
         engine=dict(engine.description),
+        engine_flags=dict(engine.flags),
         problems_hash=hash_problems(ids),
         num_problems=len(ids),
         weights=engine.weights,
@@ -120,8 +126,10 @@ def comparable(a: EvalCard, b: EvalCard) -> list[str]:
 
 
 def differences(a: EvalCard, b: EvalCard) -> list[str]:
-    """All fields in which two cards differ, as 'field value_a -> value_b'."""
-    ours, theirs = dict(_flat(a.model_dump())), dict(_flat(b.model_dump()))
+    """All fields but `engine_flags` in which two cards differ, as 'field value_a -> value_b'."""
+    left_out = {"engine_flags"}
+    ours = dict(_flat(a.model_dump(exclude=left_out)))
+    theirs = dict(_flat(b.model_dump(exclude=left_out)))
     return [
         f"{key} {ours.get(key)!r} -> {theirs.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())

@@ -33,7 +33,9 @@ class Suite:
     template: TemplateConfig
     """How problems become prompts."""
     reward: str | None = None
-    """Grader of all its benchmarks; None takes each one's own."""
+    """Grader of its benchmarks; None takes each one's own."""
+    reward_of: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Grader of single benchmarks, where another one."""
     engine: Mapping[str, float] = field(default_factory=dict[str, float])
     """Further settings of the engine."""
 
@@ -52,6 +54,7 @@ class Suite:
             *(f"eval.sampling.{name}={value}" for name, value in sampling.items()),
             f"eval.samples_of={json.dumps(others)}",
             f"eval.benchmark_reward={json.dumps(self.reward)}",
+            f"eval.reward_of={json.dumps(dict(self.reward_of))}",
             f"template={self.template.model_dump_json()}",
             f"engine.max_model_len={self.max_model_len}",
             *(f"engine.{name}={value}" for name, value in self.engine.items()),

@@ -13,6 +13,9 @@ from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.errors import GenerationError
 from megatron_reason.schema.records import Finish
 
+Flag = str | int | float | bool
+"""Value of an engine's setting."""
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -56,6 +59,11 @@ class Engine(Protocol):
     @property
     def description(self) -> Mapping[str, str | int]:
         """What, beside weights and sampling, its answers depend on: kind, data type, lengths."""
+        ...
+
+    @property
+    def flags(self) -> Mapping[str, Flag]:
+        """Further settings it runs with; its answers depend on them by rounding at most."""
         ...
 
     @property

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import EngineDiedError, GenerationError
-from megatron_reason.generation.base import Completion, check_prompts
+from megatron_reason.generation.base import Completion, Flag, check_prompts
 from megatron_reason.generation.buckets import Bucket, described
 from megatron_reason.generation.hf_folder import (
     check_same_architecture,
@@ -100,6 +100,11 @@ class OwnedEngine(ABC):
             "dtype": self._dtype,
             "max_model_len": self._config.max_model_len,
         }
+
+    @property
+    def flags(self) -> Mapping[str, Flag]:
+        """Further settings it runs with; its answers depend on them by rounding at most."""
+        return {"max_num_seqs": self._config.max_num_seqs}
 
     @property
     def weights(self) -> str:

@@ -7,18 +7,18 @@ was sampled from, as `EngineConfig.logprobs` says. Not here: what the child does
 """
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from megatron_reason import platform
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import GenerationError, PlatformError
-from megatron_reason.generation.base import Completion
+from megatron_reason.generation.base import Completion, Flag
 from megatron_reason.generation.buckets import Bucket, SharedBuffer
 from megatron_reason.generation.child import Child
 from megatron_reason.generation.owned import OwnedEngine, Request
-from megatron_reason.generation.vllm_arguments import engine_environment
+from megatron_reason.generation.vllm_arguments import engine_arguments, engine_environment
 from megatron_reason.generation.vllm_process import (
     ENTRY,
     Drawn,
@@ -82,6 +82,14 @@ class VllmEngine(OwnedEngine):
     def pid(self) -> int:
         """Process id of the child, which leads a process group."""
         return self._child.pid
+
+    @property
+    def flags(self) -> Mapping[str, Flag]:
+        """What vLLM is started with, beside the model, its data type and its lengths."""
+        is_cpu = platform.distributed_backend() != "nccl"
+        given = engine_arguments(self._folder, self._dtype, self._config, is_cpu=is_cpu)
+        known = {"model", "dtype", "max_model_len", "worker_extension_cls"}
+        return {name: value for name, value in given.items() if name not in known}
 
     @property
     def is_open(self) -> bool:

@@ -169,6 +169,8 @@ def _check_graders(config: "RunConfig") -> Iterator[Objection]:
         named.append((("eval", "reward"), REWARDS, config.eval.reward))
         if config.eval.benchmark_reward is not None:
             named.append((("eval", "benchmark_reward"), REWARDS, config.eval.benchmark_reward))
+        for benchmark, reward in config.eval.reward_of.items():
+            named.append((("eval", "reward_of", benchmark), REWARDS, reward))
         named += [
             (("eval", "benchmarks", index), BENCHMARKS, name)
             for index, name in enumerate(config.eval.benchmarks)

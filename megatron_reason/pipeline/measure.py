@@ -81,12 +81,13 @@ def problem_sets(config: EvalConfig, table: Path | None) -> list[ProblemSet]:
         sets.append(
             ProblemSet(name, heldout_problems(table), config.reward, Path(), config.sampling)
         )
-    for name in config.samples_of:
-        find_benchmark(name, "eval.samples_of")
+    for field, named in (("samples_of", config.samples_of), ("reward_of", config.reward_of)):
+        for name in named:
+            find_benchmark(name, f"eval.{field}")
     for name in config.benchmarks:
         benchmark = find_benchmark(name)
         problems = benchmark.problems(config.benchmark_folder, choice_seed=config.choice_seed)
-        reward = config.benchmark_reward or benchmark.reward
+        reward = config.reward_of.get(name) or config.benchmark_reward or benchmark.reward
         sampling = config.sampling
         if name in config.samples_of:
             sampling = sampling.model_copy(update={"samples_per_prompt": config.samples_of[name]})

@@ -354,6 +354,24 @@ def test_other_weights_are_answered_anew_but_may_be_compared(
     assert comparable(first, second) == []
 
 
+def test_flags_of_the_engine_are_noted_and_change_nothing(
+    engine: CountingEngine, template: Template, problems: pl.DataFrame, tiny: Path, tmp_path: Path
+):
+    arguments = {"template": template, "config": make_config(), "grade": grade}
+    evaluate(problems, engine, output=tmp_path, **arguments)
+    first, answers = read_card(tmp_path), read_table(tmp_path, Kind.GENERATIONS)
+    assert first.engine_flags == {"max_num_seqs": 8}
+    wider = CountingEngine(
+        tiny,
+        EngineConfig(name="transformers", max_model_len=128, max_num_seqs=16),
+        dtype="float32",
+    )
+    evaluate(problems, wider, output=tmp_path, **arguments)
+    assert wider.num_prompts == 0
+    assert read_table(tmp_path, Kind.GENERATIONS).equals(answers)
+    assert comparable(first, first.model_copy(update={"engine_flags": {}})) == []
+
+
 def test_entropy_is_filled_in_afterwards(
     engine: CountingEngine, template: Template, problems: pl.DataFrame, tmp_path: Path
 ):

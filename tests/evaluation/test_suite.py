@@ -27,8 +27,11 @@ def test_every_suite_is_a_valid_evaluation(name: str):
         assert drawn == count
     assert settings.eval.sampling.max_tokens <= settings.engine.max_model_len
     assert settings.template == entry.template
-    if entry.reward is not None:
-        REWARDS.get(entry.reward)
+    for reward in (entry.reward, *entry.reward_of.values()):
+        if reward is not None:
+            REWARDS.get(reward)
+    assert settings.eval.reward_of == entry.reward_of
+    assert set(entry.reward_of) <= set(entry.samples)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +83,13 @@ def test_wrong_words_are_refused_with_the_nearest():
     [
         ("oxa/full_7b", "oxa"), ("lese/lese_1_5b", "lese"), ("srft/srft_7b", "srft"),
         ("baselines/luffy_7b", "srft"), ("dr/dr_dft_7b", "dr"),
+        ("dr/dr_dft_llama_8b", "dr_llama"),
     ],
 )  # fmt: skip
 def test_recipes_measure_as_the_suite_of_their_paper_does(recipe: str, name: str):
     config = load_config(EXAMPLES / f"{recipe}.yaml", [], RunConfig)
     suite = settings_of(name)
-    fields = ("benchmarks", "sampling", "samples_of", "benchmark_reward")
+    fields = ("benchmarks", "sampling", "samples_of", "benchmark_reward", "reward_of")
     assert all(getattr(config.eval, field) == getattr(suite.eval, field) for field in fields)
     # Data Rewriting trains in the tokenizer's own template and measures in another.
-    assert config.template == suite.template or name == "dr"
+    assert config.template == suite.template or name.startswith("dr")

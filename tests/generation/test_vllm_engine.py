@@ -71,6 +71,12 @@ def test_logprobs_are_those_of_transformers(
         assert (expected - torch.tensor(completion.logprobs)).abs().max() < 0.25
 
 
+def test_its_flags_are_what_vllm_was_started_with(vllm_engine: VllmEngine):
+    assert vllm_engine.flags["enable_prefix_caching"] is True
+    assert vllm_engine.flags["enforce_eager"] is True
+    assert {"model", "dtype", "max_model_len"}.isdisjoint(vllm_engine.flags)
+
+
 def test_finish_reasons_and_stop_tokens(
     vllm_engine: VllmEngine, template: Template, prompts: list[list[int]]
 ):

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,13 @@ def test_every_example_loads_and_plans(path):
     plan = make_plan(config)
     assert plan[-1].kind == "report"
     assert len(plan) > len(config.curate)
+
+
+def test_every_example_has_a_folder_of_its_own():
+    # A recipe called so goes on with the run of the one that it extends.
+    own = [path for path in EXAMPLES if not path.stem.endswith("_rlvr")]
+    names = Counter(load_config(path, [], RunConfig).run.name for path in own)
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_the_quickstart_is_among_the_examples():

@@ -1,8 +1,7 @@
 r"""OXA (arXiv 2603.16206), Tables 1 and 2: six contests and courses, 128 samples a problem.
 
-The grader wants the thought finished with `</think>`, as the released evaluation does; that one
-then compares strings and asks sympy, where ours asks math-verify. The released scripts bound
-prompt and response together by 32768 tokens.
+Graded by `deepscaler`, as the released evaluation does, which wants the thought finished with
+`</think>`. The released scripts bound prompt and response together by 32768 tokens.
 """
 
 from megatron_reason.config.template import TemplateConfig
@@ -21,6 +20,6 @@ OXA = suite(
         max_tokens=32768,
         max_model_len=32768,
         template=TemplateConfig(name="oxa"),
-        reward="srft",
+        reward="deepscaler",
     )
 )  # fmt: skip

@@ -16,6 +16,6 @@ OXA_OOD = suite(
         max_tokens=32768,
         max_model_len=32768,
         template=TemplateConfig(name="oxa"),
-        reward="srft",
+        reward="deepscaler",
     )
 )

@@ -1,8 +1,8 @@
 r"""SRFT (arXiv 2506.19767), Table 2, on the harness of LUFFY: avg@32 of small sets, else pass@1.
 
 The system prompt is the text stored in LUFFY's data; as in their models' template the prompt ends
-with `<think>`, so that answers begin inside it. `srft` grades what follows the first `</think>`.
-top-p is LUFFY's default.
+with `<think>`, so that answers begin inside it. `oat_after_think` grades what follows the first
+`</think>`, as LUFFY's evaluation does when it is run as its page says. top-p is LUFFY's default.
 """
 
 from megatron_reason.config.template import TemplateConfig
@@ -33,6 +33,6 @@ SRFT = suite(
         max_tokens=8192,
         max_model_len=10240,
         template=TemplateConfig(name="qwen_think", system=SYSTEM),
-        reward="srft",
+        reward="oat_after_think",
     )
 )  # fmt: skip

@@ -1,0 +1,79 @@
+r"""Equality of answers as Oat's grader has it: DeepScaleR's with units removed, then math-verify.
+
+Source: the grader of "Understanding R1-Zero-like training" (arXiv 2503.20783), in its slow mode,
+which LUFFY's evaluation uses. Its time limits of a second rest on signals and are left out: the
+pool has a deadline. Not here: where an answer stands.
+"""
+
+import re
+from itertools import pairwise
+
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify.errors import TimeoutException
+from sympy import Basic, MatrixBase
+
+from megatron_reason.rewards import _mathd, _prm800k
+from megatron_reason.rewards._units import without_trailing_text, without_units
+
+_ARRAY = re.compile(r"\\begin\{array\}\{.*?\}")
+_RELATIONS = (("\\neq", "\\ne"), ("\\leq", "\\le"), ("\\geq", "\\ge"))
+_LONG = 128
+_REPEATED = 0.2
+
+
+def equal(stated: str, gold: str) -> bool:
+    """Whether two bare answers are equal."""
+    if normal(stated) == normal(gold) or _prm800k.equal(stated, gold):
+        return True
+    if any(len(text) > _LONG and is_repetitive(text) for text in (stated, gold)):
+        return False
+    try:
+        return bool(verify(_parse(gold), _parse(stated), timeout_seconds=None))
+    except TimeoutException:
+        return False
+
+
+def normal(answer: str) -> str:
+    """Normal form of MATH's answers, without units and with matrices of one kind."""
+    return _mathd.normal(answer, _without_units)
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether much of `text` occurs in it elsewhere, too.
+
+    Measured as the sum of the longest common prefixes of neighbours among the sorted suffixes, as a
+    share of the length of all suffixes together.
+    """
+    suffixes = sorted(text[start:] for start in range(len(text)))
+    common = sum(_common(first, second) for first, second in pairwise(suffixes))
+    return common / (len(text) * (len(text) + 1) / 2) > _REPEATED
+
+
+def _common(first: str, second: str) -> int:
+    """Length of the longest common prefix, by bisection."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first.startswith(second[:middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _without_units(text: str) -> str:
+    text = _ARRAY.sub(r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")
+    text = text.replace("bmatrix", "pmatrix")
+    for before, after in _RELATIONS:
+        text = text.replace(before, after)
+    return without_units(without_trailing_text(text))
+
+
+def _parse(answer: str) -> list[Basic | MatrixBase | str]:
+    return parse(
+        answer if "$" in answer else f"${answer}$",
+        extraction_config=(LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()),
+        fallback_mode="no_fallback",
+        extraction_mode="any_match",
+        parsing_timeout=0,
+    )
