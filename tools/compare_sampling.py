@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--batch", type=int, default=8, help="problems at once in the plain loop")
     parser.add_argument("--reward", default="numeric")
+    parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     started = time.monotonic()
     ours = _evaluated(chosen)
@@ -60,6 +61,7 @@ def _evaluated(chosen: argparse.Namespace) -> dict[str, tuple[float, float, floa
         "eval.sampling.temperature": chosen.temperature,
         "eval.sampling.top_p": chosen.top_p,
         "eval.sampling.max_tokens": chosen.max_tokens,
+        "eval.sampling.seed": chosen.seed,
         "engine.name": chosen.engine,
         "model.dtype": "bfloat16",
     }
@@ -82,7 +84,7 @@ def _sampled(chosen: argparse.Namespace) -> dict[str, tuple[float, float, float]
     folder = resolve_model(chosen.model, Path("models"))
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    torch.manual_seed(0)
+    torch.manual_seed(chosen.seed)
     with chosen.file.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines][: chosen.problems]
     responses: list[str] = []

@@ -3,8 +3,8 @@
 A forked process has the tensors as they were at the fork: on a CPU nothing is copied but the pages
 that training changes meanwhile, and from a GPU the tensors come to host memory first. A fork may
 catch another thread with a lock that then stays locked for ever, so the process has to say that it
-lives, and is replaced, before the rank trains on, if it does not. Not here: what is written, and
-when it counts (`checkpoint_saver.py`).
+lives, and is replaced, before the rank trains on, if it does not. One that gets stuck later is
+given up. Not here: what is written, and when it counts (`checkpoint_saver.py`).
 """
 
 import ctypes
@@ -23,6 +23,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
@@ -36,6 +37,9 @@ _PR_SET_PDEATHSIG = 1
 _BEGIN_TIMEOUT_S = 20.0
 """A process is forked and says that it lives within hundredths of a second."""
 _ATTEMPTS = 3
+_STUCK_AFTER_S = 240.0
+"""Nothing is seen to happen while a disk makes a file durable. Told at the latest after twice this
+time, before NCCL gives up on the other ranks, which wait (10 minutes)."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class CheckpointWriter:
         buckets = request.async_fn_args[1]
         if request.preload_fn is not None:
             buckets = request.preload_fn()
+        self._files = [Path(bucket[0]) for bucket in buckets]
         for _ in range(_ATTEMPTS):
             self._fork(request.async_fn.args[0], buckets)
             if self._is_alive():
@@ -75,7 +80,7 @@ class CheckpointWriter:
             self.cancel()
             self._pipe.close()
         raise CheckpointError(
-            str(Path(buckets[0][0]).parent),
+            str(self._files[0].parent),
             f"{_ATTEMPTS} processes to write it were started, and each got stuck at once.",
             "Start the run again: it goes on from the checkpoint before.",
         )
@@ -104,6 +109,10 @@ class CheckpointWriter:
         """What became of it, once it is done; to be called once."""
         if self._process is None:
             return Written(None)
+        if not self._speaks():
+            self.cancel()
+            reason = f"the process that writes it has done nothing for {_STUCK_AFTER_S:.0f} s"
+            return Written(TimeoutError(reason))
         try:
             written: Written = self._pipe.recv()
         except EOFError:
@@ -113,6 +122,24 @@ class CheckpointWriter:
         self._process.join()
         self._pipe.close()
         return written
+
+    def _speaks(self) -> bool:
+        """Wait for its report as long as it computes or its files grow."""
+        before: object = None
+        while not self._pipe.poll(_STUCK_AFTER_S):
+            if (now := self._progress()) == before:
+                return False
+            before = now
+        return True
+
+    def _progress(self) -> object:
+        """Something that changes while the process works."""
+        assert self._process is not None, "asked of a rank that writes nothing"
+        sizes = [path.stat().st_size for path in self._files if path.exists()]
+        try:
+            return sizes, psutil.Process(self._process.pid).cpu_times()[:2]
+        except psutil.NoSuchProcess:
+            return sizes
 
     def cancel(self) -> None:
         """End the process, whatever it has written."""

@@ -10,6 +10,9 @@ from megatron_reason.evaluation.estimators import Estimate
 from megatron_reason.report.repeats import gathered
 from megatron_reason.report.run_data import RunData, read_run
 
+NO_SPREAD = "[=]"
+"""In place of an interval over seeds that would have no width: it would claim certainty."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -28,10 +31,12 @@ class Column:
         return "-" if estimate is None else self._text(estimate.value)
 
     def interval(self, row: "HeadlineRow") -> str:
-        """Its interval; empty where there is no number."""
+        """Its interval, `[=]` where all seeds agree; empty where there is no number."""
         estimate = row.metrics.get(self.key)
         if estimate is None:
             return ""
+        if row.num_trainings > 1 and estimate.low == estimate.high:
+            return NO_SPREAD
         return f"[{self._text(estimate.low)}, {self._text(estimate.high)}]"
 
     def _text(self, number: float) -> str:
@@ -123,10 +128,13 @@ class Headline:
     def note(self) -> str:
         """What the numbers in brackets are."""
         over_seeds = "Rows of several seeds have means over these and 95 % t intervals over them"
+        equal = f" {NO_SPREAD} is a number equal with all seeds, which do not show how it varies."
+        if not any(NO_SPREAD in cell for row in self.rows for cell in row):
+            equal = ""
         if all(row.num_trainings > 1 for row in self.measured if row.metrics):
-            return f"{over_seeds}."
+            return f"{over_seeds}.{equal}"
         if self._has_seeds:
-            return f"{over_seeds}; the other rows have 95 % intervals over problems."
+            return f"{over_seeds}; the other rows have 95 % intervals over problems.{equal}"
         return "In brackets: 95 % intervals over problems."
 
     def markdown(self) -> str:

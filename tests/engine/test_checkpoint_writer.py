@@ -110,6 +110,48 @@ def test_a_writer_that_is_stuck_at_its_start_is_replaced(tmp_path: Path) -> None
     spawn(stuck_at_the_start, 1, tmp_path)
 
 
+def stuck_in_the_middle(rank: int, world_size: int, folder: Path) -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    from megatron_reason.engine import checkpoint_writer
+
+    path, go = folder / "a", folder / "go"
+
+    def growing(transforms: Any, index: int, bucket: Any, results: Any, *rest: Any, **more: Any):
+        for _ in range(25):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("x")
+            time.sleep(0.2)
+        results.put((index, ["grown"]))
+
+    megatron, bucket = filesystem_async.FileSystemWriterAsync, (path, "key", "text")
+    with patch.object(checkpoint_writer, "_STUCK_AFTER_S", 2.0):
+        with patch.object(megatron, "write_preloaded_data", growing):
+            writer = checkpoint_writer.CheckpointWriter(request_of([bucket]))
+        assert writer.wait().results == {0: ["grown"]}
+        with patch.object(megatron, "write_preloaded_data", waiting_for(go)):
+            writer = checkpoint_writer.CheckpointWriter(request_of([bucket]))
+        outcome = writer.wait().results
+        assert isinstance(outcome, TimeoutError)
+        assert "has done nothing for" in str(outcome)
+        assert writer._process is not None
+        assert not writer._process.is_alive()
+
+
+def waiting_for(name: Path) -> Callable[..., None]:
+    """Stands in for Megatron's writer of a file: waits without a sign of life."""
+
+    def waiting(*arguments: Any, **more: Any) -> None:
+        while not name.exists():
+            time.sleep(100)
+
+    return waiting
+
+
+def test_a_writer_that_is_stuck_in_the_middle_is_given_up(tmp_path: Path) -> None:
+    spawn(stuck_in_the_middle, 1, tmp_path)
+
+
 def leave_a_writer(rank: int, world_size: int, folder: Path) -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 

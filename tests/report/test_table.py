@@ -5,8 +5,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from megatron_reason.evaluation.estimators import over_trainings
 from megatron_reason.evaluation.summary import read_summary
-from megatron_reason.report.table import headline_table
+from megatron_reason.report.table import Headline, HeadlineRow, headline_table
 from tests.report.runs import VARIANTS, folder_of, write_eval
 
 
@@ -83,3 +84,16 @@ def test_models_with_several_benchmarks_have_a_row_with_their_mean(run):
         ]
         assert row.metrics["pass@1"].value == pytest.approx(np.mean(values))
         assert row.size == "24 x 4"
+
+
+def test_seeds_that_agree_to_the_digit_show_no_interval():
+    same, apart = over_trainings([0.5, 0.5], num_samples=8), over_trainings([1, 3], num_samples=8)
+    rows = [
+        HeadlineRow("set", "many", {"pass@1": same, "mean_length": apart}, 2, 16, 2),
+        HeadlineRow("set", "one", {"pass@1": same, "mean_length": apart}, 2, 8),
+    ]
+    table = Headline(tuple(rows))
+    assert table.rows[0][1] == "50.0 [=]"
+    assert table.rows[1][1] == "50.0 [50.0, 50.0]"
+    assert "[=] is a number equal with all seeds" in table.note
+    assert "[=]" not in Headline(tuple(rows[1:])).note
