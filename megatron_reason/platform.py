@@ -7,6 +7,7 @@ the context does nothing. Enter it before Megatron is imported. Not here: choice
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -116,6 +117,9 @@ def cpu() -> Iterator[None]:
         # when one of them is called.
         stack.enter_context(patch.object(torch, "compile", _as_written))
         stack.enter_context(_OnCpu())
+        # Megatron's warnings are silenced by its modules' names, and this one now comes from here.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not")
         rng = importlib.import_module(_RNG)
         stack.enter_context(patch.object(rng, "_get_cuda_rng_state", _get_rng_state))
         stack.enter_context(patch.object(rng, "_set_cuda_rng_state", _set_rng_state))

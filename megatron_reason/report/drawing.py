@@ -13,7 +13,7 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
 
 from megatron_reason.report.run_data import BASE
 
@@ -25,8 +25,10 @@ __all__ = [
     "WRONG",
     "Axes",
     "Figure",
+    "LogLocator",
     "Look",
     "MaxNLocator",
+    "ScalarFormatter",
     "as_png",
     "diverging_colour",
     "legend_below",

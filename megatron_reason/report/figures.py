@@ -21,7 +21,9 @@ from megatron_reason.report.drawing import (
     WRONG,
     Axes,
     Figure,
+    LogLocator,
     MaxNLocator,
+    ScalarFormatter,
     as_png,
     legend_below,
     looks,
@@ -45,6 +47,9 @@ __all__ = [
 _POOL = "#C9CED6"
 _FEW_POINTS, _MANY_POINTS = 30, 80
 _SMALL = 0.01
+_MARGIN = 0.08
+_WIDE = 4
+"""From this ratio of entropies on their axis is logarithmic."""
 
 
 @styled
@@ -194,8 +199,14 @@ def accuracy_and_entropy(
             x.value, 100 * y.value, color=color, label=name, markersize=8,
             marker=look[name].marker, linestyle="none",
         )  # fmt: skip
-    # From a little below 0, so that a model that solves nothing has a whole mark and both bars.
-    ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])
+    ax.margins(y=_MARGIN)
+    entropies = [x.value for x, _ in crosses.values()]
+    if max(entropies) > _WIDE * min(entropies) > 0:
+        # Trained models crowd at low entropies, and their start lies far to the right.
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.minorticks_off()
     ax.set_title(f"{title}: pass@1 (%) against entropy")
     ax.set_xlabel("entropy of the answers (nats per token)")
     legend_below(figure)

@@ -1,6 +1,8 @@
 import polars as pl
 import pytest
 
+from megatron_reason.evaluation.estimators import Estimate
+from megatron_reason.evaluation.summary import EvalSummary
 from megatron_reason.report.drawing import legend_below, panel
 from megatron_reason.report.figures import (
     accuracy_and_entropy,
@@ -89,6 +91,16 @@ def test_crosses_stand_at_entropy_and_accuracy(data):
         (x,), (y,) = lines(figure)[name].get_data()
         assert x == summary.metrics["mean_entropy"].value
         assert y == pytest.approx(100 * summary.metrics["pass@1"].value)
+    assert figure.axes[0].get_xscale() == "linear"
+    wide = {
+        "base": {"mean_entropy": Estimate(0.5, 0.4, 0.6, 9), "pass@1": Estimate(0.0, 0.0, 0.1, 9)},
+        "sft": {"mean_entropy": Estimate(0.1, 0.0, 0.2, 9), "pass@1": Estimate(0.5, 0.4, 0.6, 9)},
+    }
+    axes = accuracy_and_entropy(
+        {name: EvalSummary(metrics, 9, 9, {}) for name, metrics in wide.items()}, "set", MODELS
+    ).axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylim()[0] < 0, "the mark at 0 is whole"
     without = {"sft": type(summaries["sft"])({}, 1, 1, {})}
     assert accuracy_and_entropy(without, "set", MODELS) is None
 

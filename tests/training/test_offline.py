@@ -38,7 +38,8 @@ def test_a_half_written_checkpoint_is_never_loaded_and_other_settings_are_refuse
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "run"
-    run(write_job(tmp_path, output), processes=1)
+    printed = run(write_job(tmp_path, output), processes=1)
+    assert "Warning" not in printed, "a training that goes well warns of nothing"
     checkpoints = output / "checkpoints"
     newest = checkpoints / f"iter_{UPDATES:07d}"
     assert (checkpoints / "latest_checkpointed_iteration.txt").read_text() == f"{UPDATES}\n"
