@@ -6,7 +6,8 @@ extraction finds (an answer announced as final first, else the rightmost). Three
 the library alone, which looks at the whole text: thoughts do not count, an unfinished thought is no
 answer, and a box outranks "the final answer is".
 
-Equal texts, plain numbers and multiple-choice letters are decided without sympy (`_plain.py`).
+Equal texts, plain numbers and multiple-choice letters are decided without sympy (`_plain.py`);
+formulas with different values are not simplified (`_differ.py`).
 The gold answer goes first, as `verify` is not symmetric. The library's alarm-based time limits are
 switched off, because they work in a main thread only; call this through `AnswerPool`, which has
 hard deadlines. Not here: deadlines (`pool.py`).
@@ -21,6 +22,7 @@ from math_verify.errors import TimeoutException
 from sympy import Basic, MatrixBase
 
 from megatron_reason.rewards import _plain
+from megatron_reason.rewards._differ import values_first
 from megatron_reason.rewards.base import reward, verdict
 from megatron_reason.rewards.stated import are_one_answer, boxes_of, conclusion, has_box
 from megatron_reason.schema.records import Status, Verdict
@@ -91,7 +93,8 @@ def grade_math(response: str, answer: str) -> Verdict:
         stated = _parse(text)
         if not stated:
             return verdict(Status.PARSE_ERROR if has_box(text) else Status.NO_ANSWER, gold=answer)
-        equal = verify(list(gold), stated, timeout_seconds=None)
+        with values_first():
+            equal = verify(list(gold), stated, timeout_seconds=None)
     except TimeoutException:
         # Derives from BaseException, and would pass through every handler of ours.
         return verdict(Status.TIMEOUT, gold=answer)
