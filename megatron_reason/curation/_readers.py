@@ -12,6 +12,7 @@ generators (`_reasoning_gym.py`) and what is done with bad rows (`ingest.py`).
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,6 +31,7 @@ from megatron_reason.schema.tables import rows_per_batch
 Row = Mapping[str, Any]
 _ROWS_FOR_SHAPE = 1000
 _ARROW_FILE = b"ARROW1"
+_ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _HELD_OUT_SPLITS = ("heldout", "test", "validation")
 
 
@@ -123,10 +125,18 @@ def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
     if magic != _ARROW_FILE:
         with pa.ipc.open_stream(stream) as batches:
             yield from batches
+        _check_end(stream)
         return
     with pa.ipc.open_file(stream) as whole:
         for number in range(whole.num_record_batches):
             yield whole.get_batch(number)
+
+
+def _check_end(stream: BinaryIO) -> None:
+    """Refuse a stream that was cut between two batches, which reads like a whole one."""
+    stream.seek(-len(_ARROW_END), os.SEEK_END)
+    if stream.read(len(_ARROW_END)) != _ARROW_END:
+        raise OSError("the end mark of Arrow streams is missing")
 
 
 def _damaged(file: str, form: str, number: int, error: Exception) -> DataError:

@@ -17,6 +17,7 @@ from pydantic import Field
 from megatron_reason.config.base import Strict
 from megatron_reason.curation._entries import FirstAnswers
 from megatron_reason.curation._parts import SHARD, Shard
+from megatron_reason.curation._rewriting import join_counts
 from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
 from megatron_reason.errors import DataError
 from megatron_reason.files import read_json
@@ -81,6 +82,7 @@ class Merge(Stage[MergeConfig]):
                         for batch in source.batches():
                             writer.append(check.without(batch, name))
             join_quarantines([*(folders[name] for name in names), Path(scratch)], context.output)
+        join_counts([folders[name] for name in names], context.output)
         counts = {
             f"from_{name}": source.num_rows for name, source in zip(names, sources, strict=True)
         } | quarantine.counts()

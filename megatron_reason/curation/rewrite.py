@@ -16,10 +16,9 @@ from pydantic import Field
 from megatron_reason.config.rewriting import RewritingConfig
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.curation._parts import OpenPart, PartedOutput
-from megatron_reason.curation._rewriting import Rewriter, Rewritten
+from megatron_reason.curation._rewriting import Rewriter, Rewritten, write_counts
 from megatron_reason.curation.base import RowwiseConfig, Stage, StageContext, StageResult, stage
 from megatron_reason.errors import ConfigError
-from megatron_reason.files import write_json
 from megatron_reason.generation.templates import load_template
 from megatron_reason.logs import get_logger, progress
 from megatron_reason.rewards.pool import AnswerPool
@@ -34,7 +33,6 @@ from megatron_reason.schema.records import (
 from megatron_reason.schema.tables import Kind, TableReader, read_table
 
 _LOGGER = get_logger(__name__)
-REWRITING = "rewriting.json"
 _STAGES = {Origin.POLICY: "self", Origin.REWRITTEN: "guided", Origin.EXPERT: "fallback"}
 
 
@@ -102,7 +100,7 @@ class Rewrite(Stage[RewriteConfig]):
                         self._rewrite(rows, opened, rewriter, folder.name)
                     bar.advance(len(rows))
         num_rows, counts = parts.finish()
-        write_json(context.output / REWRITING, {"model": folder.name, "counts": counts})
+        write_counts(context.output, folder.name, counts)
         _LOGGER.info("%s: %s", config.table, counts)
         return StageResult(num_rows, counts)
 

@@ -147,6 +147,21 @@ def test_an_arrow_file_cut_short_is_refused(tmp_path, kept):
         ingest.run(context(tmp_path / "ingested"))
 
 
+def test_an_arrow_stream_cut_between_two_batches_is_refused(tmp_path):
+    path = tmp_path / "data.arrow"
+    schema = pa.schema([("problem", pa.string()), ("answer", pa.string())])
+    ends = []
+    with path.open("wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        for number in range(3):
+            rows = {"problem": [f"{number}?"], "answer": [f"{number}"]}
+            stream.write_batch(pa.record_batch(rows, schema=schema))
+            ends.append(file.tell())
+    path.write_bytes(path.read_bytes()[: ends[1]])
+    ingest = Ingest(IngestConfig(name="in", source=str(path)))
+    with pytest.raises(DataError, match=r"beyond row 2: the end mark .* is missing"):
+        ingest.run(context(tmp_path / "ingested"))
+
+
 def test_both_kinds_of_arrow_files_are_read(tmp_path):
     rows = pl.DataFrame([{"problem": f"{n}?", "answer": f"{n}"} for n in range(500)])
     rows.write_ipc_stream(tmp_path / "stream.arrow")

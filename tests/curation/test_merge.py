@@ -1,13 +1,16 @@
 """Shards and their union: the same table as without shards, and what is refused."""
 
 import re
+import shutil
 
 import polars as pl
 import pytest
 
+from megatron_reason.curation._rewriting import write_counts
 from megatron_reason.curation.grade import Grade, GradeConfig
 from megatron_reason.curation.merge import Merge, MergeConfig
 from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.files import read_json
 from megatron_reason.schema.tables import SCHEMAS, Kind, Quarantine, read_table, write_table
 from tests.curation.stages import context, sample, write_samples
 
@@ -71,6 +74,18 @@ def test_whole_tables_are_joined_unless_they_share_a_sample(tmp_path, table):
     again = write_samples(tmp_path / "again", [sample(30), sample(21)])
     with pytest.raises(DataError, match=r"1 samples occur twice.*row 1 of 't1' and row 1 of 't2'"):
         merge(tmp_path / "twice", [table, more, again])
+
+
+def test_counts_of_rewritten_shards_are_added_up(tmp_path, table, shards):
+    rewritten = [shutil.copytree(folder, tmp_path / folder.name) for folder in shards]
+    for number, folder in enumerate(rewritten):
+        write_counts(folder, "model", {"self": number, "guided": 1})
+    merge(tmp_path / "merged", rewritten)
+    found = read_json(tmp_path / "merged" / "rewriting.json")
+    assert found == {"model": "model", "counts": {"self": 3, "guided": 3}}
+    (rewritten[0] / "rewriting.json").unlink()
+    merge(tmp_path / "some", rewritten)
+    assert not (tmp_path / "some" / "rewriting.json").exists()
 
 
 def test_later_rows_with_another_answer_are_set_aside(tmp_path):

@@ -4,10 +4,11 @@
 
 Trains SmolLM2-135M on generated problems with `mreason run`, once with the rollouts of a step made
 by its own weights and once one step ahead, and prints the time line that each run logged. Behind
-it, twice, vLLM alone: a plain script with `vllm.LLM`, the same lengths, memory and cores, which
-answers the same prompts in the same batches by `llm.chat`: text in and out, no seeds, no
-log-probs, no grading. The learning rate is so small that all answer with the same weights. First
-steps are left out on both sides. Goes to `tools/bench/results/`.
+it vLLM alone: a plain script with `vllm.LLM`, the same lengths, memory and cores, which answers the
+same prompts in the same batches, without seeds, log-probs or grading; twice by `llm.chat`, text in
+and out, and twice by `llm.generate` on token ids, without a tokenizer. The learning rate is so
+small that all answer with the same weights. First steps are left out on both sides. Goes to
+`tools/bench/results/`.
 """
 
 import argparse
@@ -32,6 +33,8 @@ MAX_MODEL_LEN, MAX_NUM_SEQS, KV_CACHE_MB = 640, 64, 512
 MOMENTS = ("rollout", "grade", "prepass", "train", "sync", "wait", "step")
 AHEAD = {"together": 0, "ahead": 1}
 """Steps ahead of each variant."""
+PEERS = ("text", "ids")
+"""What vLLM alone is given and gives back."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def time_line(name: str, training: Path) -> TimeLine:
     return TimeLine(name, len(steps), mean(tokens) / seconds["rollout"], mean(tokens), seconds)
 
 
-def alone(scratch: Path, prompts: list[list[str]], chosen: argparse.Namespace) -> float:
+def alone(scratch: Path, prompts: list[list[str]], peer: str, chosen: argparse.Namespace) -> float:
     """Tokens a second of vLLM alone, in a process of its own."""
     from megatron_reason.generation.vllm_arguments import engine_environment
 
@@ -124,37 +127,51 @@ def alone(scratch: Path, prompts: list[list[str]], chosen: argparse.Namespace) -
     asked.write_text(json.dumps(prompts), encoding="utf-8")
     command = [sys.executable, __file__, "--rollouts", str(chosen.rollouts), "--max-tokens"]
     command += [str(chosen.max_tokens), "--asked", str(asked), "--found", str(found)]
+    command += ["--peer", peer]
     subprocess.run(command, check=True, env=os.environ | engine_environment())
     return float(json.loads(found.read_text(encoding="utf-8")))
 
 
 def answer(chosen: argparse.Namespace) -> None:
     """In that process: answer one batch after the other and write tokens a second."""
+    from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 
     from megatron_reason.models.sources import resolve_model
 
+    folder, is_ids = resolve_model("smollm2-135m", ROOT / "models"), chosen.peer == "ids"
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     llm = LLM(
-        str(resolve_model("smollm2-135m", ROOT / "models")), dtype="bfloat16",
-        max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS, enforce_eager=True,
-        kv_cache_memory_bytes=KV_CACHE_MB << 20,
+        str(folder), dtype="bfloat16", max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS,
+        enforce_eager=True, kv_cache_memory_bytes=KV_CACHE_MB << 20, skip_tokenizer_init=is_ids,
     )  # fmt: skip
-    sampling = SamplingParams(n=chosen.rollouts, temperature=1.0, max_tokens=chosen.max_tokens)
+    sampling = SamplingParams(
+        n=chosen.rollouts, temperature=1.0, max_tokens=chosen.max_tokens, detokenize=not is_ids
+    )
     tokens, seconds = 0, 0.0
     for number, texts in enumerate(json.loads(chosen.asked.read_text(encoding="utf-8"))):
         talks: Any = [[{"role": "user", "content": text}] for text in texts]
+        prompts: Any = [
+            {"prompt_token_ids": tokenizer.apply_chat_template(
+                talk, add_generation_prompt=True, return_dict=False
+            )}
+            for talk in talks
+        ]  # fmt: skip
         begun = time.perf_counter()
-        answers = llm.chat(talks, sampling, use_tqdm=False)
+        if is_ids:
+            answers = llm.generate(prompts, sampling, use_tqdm=False)
+        else:
+            answers = llm.chat(talks, sampling, use_tqdm=False)
         if number:
             seconds += time.perf_counter() - begun
             tokens += sum(len(one.token_ids) for each in answers for one in each.outputs)
     chosen.found.write_text(json.dumps(tokens / seconds), encoding="utf-8")
 
 
-def page(about: str, lines: list[TimeLine], plain: list[float]) -> str:
+def page(about: str, lines: list[TimeLine], plain: dict[str, list[float]]) -> str:
     """The tables."""
     head = ["variant", *(f"{what} (s)" for what in MOMENTS), "trainer idle", "rollout tokens/s",
-            "of vLLM alone"]  # fmt: skip
+            *(f"of vLLM alone, {peer}" for peer in PEERS)]  # fmt: skip
     text = [
         f"# One step of GRPO\n\n{about}\n",
         f"| {' | '.join(head)} |",
@@ -163,11 +180,14 @@ def page(about: str, lines: list[TimeLine], plain: list[float]) -> str:
     for line in lines:
         cells = [
             line.name, *(f"{line.seconds[what]:.2f}" for what in MOMENTS), f"{line.idle:.0%}",
-            f"{line.tokens_per_s:.0f}", f"{line.tokens_per_s / mean(plain):.0%}",
+            f"{line.tokens_per_s:.0f}",
+            *(f"{line.tokens_per_s / mean(plain[peer]):.0%}" for peer in PEERS),
         ]  # fmt: skip
         text.append(f"| {' | '.join(cells)} |")
-    measured = " and ".join(f"{one:.0f}" for one in plain)
-    text.append(f"\nvLLM alone, twice: {measured} tokens/s.")
+    measured = "; ".join(
+        f"{peer} {' and '.join(f'{one:.0f}' for one in plain[peer])}" for peer in PEERS
+    )
+    text.append(f"\nvLLM alone, twice each: {measured} tokens/s.")
     return "\n".join(text) + "\n"
 
 
@@ -178,6 +198,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--peer", choices=PEERS, default="text", help=argparse.SUPPRESS)
     parser.add_argument("--asked", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -192,7 +213,9 @@ def main() -> None:
             list(dict.fromkeys(row["problem"] for row in rows))
             for rows in batches(trainings["together"])
         ]
-        plain = [alone(scratch, asked, chosen) for _ in range(2)]
+        plain: dict[str, list[float]] = {peer: [] for peer in PEERS}
+        for peer in PEERS * 2:
+            plain[peer].append(alone(scratch, asked, peer, chosen))
         lines = [time_line(variant, folder) for variant, folder in trainings.items()]
     about = (
         f"`python tools/bench/step.py --updates {chosen.updates} --prompts {chosen.prompts} "
