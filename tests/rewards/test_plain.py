@@ -101,11 +101,11 @@ def test_stated_choice(box, text, letter):
 @pytest.mark.parametrize("piece", ["1", "1,111,", "answer ", "\\left", "{,}", "_8", " "])
 def test_time_is_bounded_on_long_answers(piece):
     text = piece * (10_000 // len(piece))
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     equal(text, text + "1")
     stated_choice(text, text)
     stated_choice(None, text * 2)
-    assert time.perf_counter() - started_s < 0.5
+    assert time.process_time() - started_s < 0.5
 
 
 @pytest.mark.parametrize(

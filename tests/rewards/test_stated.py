@@ -61,8 +61,8 @@ def test_boxes_joined_by_a_word_are_one_answer(text, one):
 
 @pytest.mark.parametrize("piece", ["\\boxed{", "{", "}", "<think>", "\\", "\\boxed{}", "a\x00"])
 def test_time_is_bounded_on_a_megabyte(piece):
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     text = conclusion(piece * (1_000_000 // len(piece)))
     boxes_of(text)
     boxes_of(piece * 20_000)
-    assert time.perf_counter() - started_s < 0.5
+    assert time.process_time() - started_s < 0.5
