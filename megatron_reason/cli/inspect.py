@@ -88,7 +88,7 @@ def list_(
     Example: mreason list methods
     """
     registry = _registry(kind)
-    rows = [(name, _first_line(entry)) for name, entry in registry]
+    rows = [(name, _first_line(_explained(entry))) for name, entry in registry]
     if as_json:
         typer.echo(json.dumps(dict(rows), indent=2))
         return
@@ -112,7 +112,7 @@ def show(
     Example: mreason show method oxa
     """
     entry = _registry(f"{kind.removesuffix('s')}s").get(name, "mreason show")
-    description = _description(entry)
+    description = _description(_explained(entry))
     needs = _needs(name, entry)
     fields = _fields(getattr(entry, "config_class", None))
     presets = _presets(entry)
@@ -188,6 +188,11 @@ def _registry(kind: str) -> Registry[Any]:
             "mreason", f"there are no plug-ins of kind '{kind}'.", suggest(kind, [*_REGISTRIES])
         )
     return _REGISTRIES[kind]()
+
+
+def _explained(entry: object) -> object:
+    """What has the docstring: of a reward its grading function."""
+    return getattr(entry, "grade", entry)
 
 
 def _description(entry: object) -> str:

@@ -36,6 +36,7 @@ _LOG = get_logger(__name__)
 _PR_SET_PDEATHSIG = 1
 _BEGIN_TIMEOUT_S = 20.0
 """A process is forked and says that it lives within hundredths of a second."""
+_END_TIMEOUT_S = 10.0
 _ATTEMPTS = 3
 _STUCK_AFTER_S = 240.0
 """Nothing is seen to happen while a disk makes a file durable. Told at the latest after twice this
@@ -111,7 +112,11 @@ class CheckpointWriter:
             return Written(None)
         if not self._speaks():
             self.cancel()
-            reason = f"the process that writes it has done nothing for {_STUCK_AFTER_S:.0f} s"
+            self._pipe.close()
+            reason = (
+                f"the process that writes it has done nothing for {_STUCK_AFTER_S:.0f} s; the disk "
+                "may hang"
+            )
             return Written(TimeoutError(reason))
         try:
             written: Written = self._pipe.recv()
@@ -135,17 +140,20 @@ class CheckpointWriter:
     def _progress(self) -> object:
         """Something that changes while the process works."""
         assert self._process is not None, "asked of a rank that writes nothing"
-        sizes = [path.stat().st_size for path in self._files if path.exists()]
-        try:
+        sizes: list[int] = []
+        for path in self._files:
+            with suppress(OSError):
+                sizes.append(path.stat().st_size)
+        with suppress(psutil.NoSuchProcess):
             return sizes, psutil.Process(self._process.pid).cpu_times()[:2]
-        except psutil.NoSuchProcess:
-            return sizes
+        return sizes
 
     def cancel(self) -> None:
         """End the process, whatever it has written."""
         if self._process is not None and self._process.is_alive():
             self._process.kill()
-            self._process.join()
+            # A process that waits for a disk dies when the disk answers, if it does.
+            self._process.join(_END_TIMEOUT_S)
 
 
 def keep_results_in_process() -> None:

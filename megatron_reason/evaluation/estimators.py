@@ -223,6 +223,9 @@ def over_trainings(values: Sequence[float], *, num_samples: int) -> Estimate:
             f"{count} trainings show no spread.",
             "Train with at least two seeds: run.seeds: [1, 2, 3].",
         )
+    if len(set(values)) == 1:
+        # Rounding would make up a spread.
+        return Estimate(values[0], values[0], values[0], num_samples)
     mean = math.fsum(values) / count
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     half = _t_975(count - 1) * deviation / math.sqrt(count)

@@ -171,6 +171,12 @@ def _check_graders(config: "RunConfig") -> Iterator[Objection]:
             named.append((("eval", "benchmark_reward"), REWARDS, config.eval.benchmark_reward))
         for benchmark, reward in config.eval.reward_of.items():
             named.append((("eval", "reward_of", benchmark), REWARDS, reward))
+        for field in ("reward_of", "samples_of"):
+            named += [
+                (("eval", field, name), BENCHMARKS, name)
+                for name in getattr(config.eval, field)
+                if not name.endswith(FILES)
+            ]
         named += [
             (("eval", "benchmarks", index), BENCHMARKS, name)
             for index, name in enumerate(config.eval.benchmarks)

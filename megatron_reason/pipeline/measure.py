@@ -23,6 +23,7 @@ from megatron_reason.evaluation.run import evaluate, fill_entropy
 from megatron_reason.evaluation.summary import EvalSummary
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import load_template
+from megatron_reason.rewards.base import REWARDS
 from megatron_reason.rewards.pool import AnswerPool
 from megatron_reason.schema.problems import heldout_problems
 from megatron_reason.schema.tables import Kind, write_table
@@ -88,6 +89,8 @@ def problem_sets(config: EvalConfig, table: Path | None) -> list[ProblemSet]:
         benchmark = find_benchmark(name)
         problems = benchmark.problems(config.benchmark_folder, choice_seed=config.choice_seed)
         reward = config.reward_of.get(name) or config.benchmark_reward or benchmark.reward
+        key = f"reward_of.{name}" if name in config.reward_of else "benchmark_reward"
+        REWARDS.get(reward, f"eval.{key}")
         sampling = config.sampling
         if name in config.samples_of:
             sampling = sampling.model_copy(update={"samples_per_prompt": config.samples_of[name]})

@@ -21,7 +21,7 @@ def last_box(text: str) -> str | None:
         return None
     depth = 0
     for place in range(first, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        depth += (text[place] == "{") - (text[place] == "}")
         if depth == 0:
             return text[first + 1 : place]
     return None

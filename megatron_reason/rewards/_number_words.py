@@ -1,7 +1,8 @@
 """Numbers spelled out in English, as Qwen2.5-Math's harness reads them.
 
-The harness asks the package word2number; these are its rules. Words that are no numbers are passed
-over: "five more" is 5. Not here: what else becomes of an answer (`_qwen_normal.py`).
+The harness asks the package word2number; these are its rules, but that nothing is added twice, as
+it does in "six billion nine thousand". Words that are no numbers are passed over: "five more" is 5.
+Not here: what else becomes of an answer (`_qwen_normal.py`).
 """
 
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
@@ -38,13 +39,12 @@ def _whole(words: list[str]) -> int | None:
             place = words.index(scale)
             if any(other in words[:place] for other in _SCALES):
                 return None
-            factor = _group(words[:place])
-            if not factor:
+            if place == 0:
                 return None
-            total, words = total + factor * value, words[place + 1 :]
+            total, words = total + _group(words[:place]) * value, words[place + 1 :]
     if any(word in _SCALES for word in words):
         return None
-    return total + (_group(words) or 0)
+    return total + _group(words)
 
 
 def _group(words: list[str]) -> int:

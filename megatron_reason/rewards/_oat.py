@@ -6,7 +6,6 @@ pool has a deadline. Not here: where an answer stands.
 """
 
 import re
-from itertools import pairwise
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
@@ -39,26 +38,41 @@ def normal(answer: str) -> str:
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether much of `text` occurs in it elsewhere, too.
+    """Whether much of `text` occurs in it elsewhere, too: of all its substrings a fifth or more.
 
-    Measured as the sum of the longest common prefixes of neighbours among the sorted suffixes, as a
-    share of the length of all suffixes together.
+    The released grader adds up the longest common prefixes of neighbours among the sorted suffixes,
+    which is how many of the substrings are not the first of their kind.
     """
-    suffixes = sorted(text[start:] for start in range(len(text)))
-    common = sum(_common(first, second) for first, second in pairwise(suffixes))
-    return common / (len(text) * (len(text) + 1) / 2) > _REPEATED
+    substrings = len(text) * (len(text) + 1) // 2
+    return (substrings - _distinct(text)) / max(substrings, 1) > _REPEATED
 
 
-def _common(first: str, second: str) -> int:
-    """Length of the longest common prefix, by bisection."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first.startswith(second[:middle]):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _distinct(text: str) -> int:
+    """Number of different substrings that are not empty, from the suffix automaton of `text`."""
+    lengths, links, steps = [0], [-1], [dict[str, int]()]
+    count = last = 0
+    for character in text:
+        new, at = len(lengths), last
+        lengths.append(lengths[last] + 1)
+        links.append(0)
+        steps.append({})
+        while at != -1 and character not in steps[at]:
+            steps[at][character] = new
+            at = links[at]
+        if at != -1:
+            links[new] = target = steps[at][character]
+            if lengths[target] != lengths[at] + 1:
+                links[new] = clone = len(lengths)
+                lengths.append(lengths[at] + 1)
+                links.append(links[target])
+                steps.append(dict(steps[target]))
+                links[target] = clone
+                while at != -1 and steps[at].get(character) == target:
+                    steps[at][character] = clone
+                    at = links[at]
+        count += lengths[new] - lengths[links[new]]
+        last = new
+    return count
 
 
 def _without_units(text: str) -> str:

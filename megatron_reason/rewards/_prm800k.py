@@ -13,9 +13,10 @@ from pylatexenc.latex2text import LatexNodes2Text
 from sympy import simplify
 from sympy.parsing.sympy_parser import (
     implicit_multiplication_application,
-    parse_expr,
     standard_transformations,
 )
+
+from megatron_reason.rewards._arithmetic import parse_arithmetic
 
 # It warns of every odd answer.
 logging.getLogger("pylatexenc").setLevel(logging.CRITICAL)
@@ -139,7 +140,7 @@ def _is_zero(difference: str) -> bool:
     if _SLOW.search(difference):
         return False
     try:
-        expression = parse_expr(difference.replace("^", "**"), transformations=_RULES)
+        expression = parse_arithmetic(difference.replace("^", "**"), _RULES, known_words=False)
         return bool(simplify(expression) == 0)
     except Exception:  # noqa: BLE001 - what sympy cannot read raises anything; it is not equal
         return False

@@ -14,8 +14,8 @@ from typing import Any
 
 from latex2sympy2_extended import latex2sympy
 from sympy import N, simplify
-from sympy.parsing.sympy_parser import parse_expr
 
+from megatron_reason.rewards._arithmetic import parse_arithmetic
 from megatron_reason.rewards._sympy_latex import parse_latex
 
 _CHOICES = frozenset("ABCDE")
@@ -25,12 +25,6 @@ _BRACED = re.compile(r"\{.*,.*\}")
 _MATRIX = re.compile(r"\\begin\{[pb]matrix\}(?P<rows>.*)\\end\{[pb]matrix\}", re.DOTALL)
 _TOLERANCE = 1e-4
 _LONGEST_LABEL = 2
-_WORD = re.compile(r"[^\W\d]\w*")
-_READABLE = (
-    "sqrt sin cos tan cot sec csc asin acos atan sinh cosh tanh log ln exp pi oo abs max min "
-    "factorial binomial gcd lcm alpha beta gamma theta"
-)
-_PYTHON = re.compile(r"\.\s*[^\W\d]|[\"'\[{:;=@`\\]|__")
 
 
 def equal(stated: str, gold: str) -> bool:
@@ -139,6 +133,9 @@ def _difference(sides: list[str]) -> str:
 
 def _equal_symbols(stated: str, gold: str) -> bool:
     mine, theirs = _read(stated), _read(gold)
+    if isinstance(mine, str) or isinstance(theirs, str):
+        # sympy would read a text as Python, and execute it.
+        return str(mine) == str(theirs)
     return any(_holds(test) for test in _tests(mine, theirs))
 
 
@@ -162,25 +159,10 @@ def _holds(test: Callable[[], object]) -> bool:
 
 
 def _read(text: str) -> Any:  # noqa: ANN401 - sympy, or the text where no parser reads it
-    for parse in (parse_latex, _parse_python, latex2sympy):
+    for parse in (parse_latex, parse_arithmetic, latex2sympy):
         for spelling in (text.replace("\\\\", "\\"), text):
             try:
                 return parse(spelling)
             except Exception:  # noqa: BLE001 - parsers fail in their own ways; the next one tries
                 continue
     return text
-
-
-def _parse_python(text: str) -> object:
-    """What sympy makes of a Python expression.
-
-    Raises:
-        ValueError: it may hold more than arithmetic. sympy would execute it; the harness lets it.
-    """
-    if _PYTHON.search(text) or not all(_is_readable(word) for word in _WORD.findall(text)):
-        raise ValueError("not arithmetic")
-    return parse_expr(text)
-
-
-def _is_readable(word: str) -> bool:
-    return len(word) == 1 or word in _READABLE.split()

@@ -67,7 +67,7 @@ def boxed(response: str) -> str:
         return rest.split("$")[0].strip()
     depth = 0
     for place, character in enumerate(rest):
-        depth += {"{": 1, "}": -1}.get(character, 0)
+        depth += (character == "{") - (character == "}")
         if depth == 0:
             return rest[1:place]
     return rest[1:]

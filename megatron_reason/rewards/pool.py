@@ -68,10 +68,15 @@ class _Worker:
     ready: bool = False
     jobs: deque[_Job] = field(default_factory=deque[_Job])
 
-    def has_room(self, most_ahead: int) -> bool:
-        """Whether a further request fits into the pipe without our waiting for the worker."""
-        num_bytes = sum(len(job.request) for job in self.jobs)
-        return self.ready and len(self.jobs) < most_ahead and num_bytes < _MOST_BYTES_AHEAD
+    def has_room(self, job: _Job, most_ahead: int) -> bool:
+        """Whether `job` fits into the pipe without our waiting for the worker.
+
+        One without work reads at once, whatever the size.
+        """
+        if not self.jobs:
+            return self.ready
+        num_bytes = sum(len(one.request) for one in (*self.jobs, job))
+        return len(self.jobs) < most_ahead and num_bytes < _MOST_BYTES_AHEAD
 
     def end(self) -> None:
         self.connection.close()
@@ -231,19 +236,29 @@ class AnswerPool:
         return [call.verdicts[place] for place in range(len(pairs))]
 
     def _dispatch(self, waiting: deque[_Job]) -> None:
-        """Give jobs to the workers in turn; one that died while idle is replaced, its job kept."""
+        """Give jobs to the workers in turn; one that died while idle is replaced, its job kept.
+
+        One that died at work is left to `_hear`, which knows whose fault it was.
+        """
+        lost: list[_Worker] = []
         while waiting:
             # The last jobs are handed out one by one: none waits behind a stuck one for nothing.
-            ahead = max(len(waiting) // len(self._workers), 1)
-            open_workers = [w for w in self._workers if w.has_room(min(ahead, _MOST_AHEAD))]
+            ahead = min(max(len(waiting) // len(self._workers), 1), _MOST_AHEAD)
+            open_workers = [
+                worker
+                for worker in self._workers
+                if worker not in lost and worker.has_room(waiting[0], ahead)
+            ]
             if not open_workers:
                 return
             worker = min(open_workers, key=lambda worker: len(worker.jobs))
             try:
                 worker.connection.send_bytes(waiting[0].request)
             except OSError:
-                waiting.extendleft(reversed(worker.jobs))
-                self._replace(worker)
+                if worker.jobs:
+                    lost.append(worker)
+                else:
+                    self._replace(worker)
                 continue
             worker.jobs.append(waiting.popleft())
             if len(worker.jobs) == 1:

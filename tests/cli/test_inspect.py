@@ -31,6 +31,12 @@ def test_show_prints_needs_and_documented_settings():
     assert as_json["needs"]["roles"] == ["demo", "negative"]
 
 
+def test_a_reward_is_shown_with_what_it_grades_by():
+    assert "harness released with Qwen2.5-Math" in mreason("show", "reward", "qwen_math").output
+    listed = json.loads(mreason("list", "rewards", "--json").output)
+    assert all(line.strip() for line in listed.values())
+
+
 def test_show_prints_presets_with_their_sources():
     shown = mreason("show", "method", "oxa").output
     assert "  released: OXA's released code" in shown

@@ -46,6 +46,14 @@ def test_benchmarks_come_from_their_folder_with_their_own_reward(tmp_path):
     assert (problem_set.reward, str(problem_set.folder)) == ("math_verify", "aime24")
     with pytest.raises(ConfigError, match="Did you mean"):
         problem_sets(EvalConfig(benchmarks=("aime42",)), None)
+    rewards = {"aime24": "oat"}
+    other = config.model_copy(update={"reward_of": rewards, "benchmark_reward": "plain"})
+    assert problem_sets(other, None)[0].reward == "oat"
+    for wrong, key in (({"aime24": "oatt"}, "reward_of.aime24"), ({"aime42": "oat"}, "reward_of")):
+        with pytest.raises(ConfigError, match=rf"eval\.{key}"):
+            problem_sets(config.model_copy(update={"reward_of": wrong}), None)
+    with pytest.raises(ConfigError, match=r"eval\.benchmark_reward"):
+        problem_sets(config.model_copy(update={"benchmark_reward": "oatt"}), None)
 
 
 @pytest.mark.parametrize("num_entropy_responses", [0, 3])

@@ -43,14 +43,10 @@ ACCEPTED = {
 }  # fmt: skip
 
 
-def check_accepts_what_the_released_grader_does(
-    reward: str, *, before: str = "", only: tuple[str, ...] = FILES
-) -> None:
-    """Grade the recorded answers of the files `only` with `reward`, each behind `before`."""
-    accepted = dict(zip(FILES, ACCEPTED[reward], strict=True))
+def check_accepts_what_the_released_grader_does(reward: str, *, before: str = "") -> None:
+    """Grade the recorded answers with `reward`, each behind the text `before`."""
     with AnswerPool(workers=2, deadline_s=60, reward=reward) as pool:
-        for name in only:
-            count, fingerprint = accepted[name]
+        for name, (count, fingerprint) in zip(FILES, ACCEPTED[reward], strict=True):
             with (VERIFY / f"{name}.jsonl").open(encoding="utf-8", newline="\n") as lines:
                 cases = [json.loads(line) for line in lines]
             found = pool.grade_many([(case["gold"], before + _response(case)) for case in cases])

@@ -103,6 +103,16 @@ def test_normal_form_of_prm800k(answer, normal):
     assert _prm800k.normal(answer) == normal
 
 
+@pytest.mark.parametrize("gold", [r"\frac{3}{4}", "x", "5"])
+def test_an_answer_is_never_executed(gold, tmp_path, monkeypatch):
+    """LaTeX for a backslash spells out, in two letters, what sympy would take for Python."""
+    monkeypatch.chdir(tmp_path)
+    code = "".join(rf"\textbackslash{{}}{ord(each):o}" for each in "open('pwned','w')")
+    for stated in (f'ln("{code}")', f"ln('{code}')", "open('pwned','w')"):
+        assert grade_solution(f"</think>\\boxed{{{stated}}}", gold).status is Status.WRONG
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_box_is_found_by_counting_every_brace():
     assert last_box(r"\boxed{\frac{1}{2}} and more") == r"\frac{1}{2}"
     assert last_box(r"\boxed{\{1\}}") == r"\{1\}"

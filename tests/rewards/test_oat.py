@@ -1,8 +1,11 @@
 r"""Oat's grader: units, repetition, and the released grader's verdicts."""
 
 import random
+import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_reason.rewards import _oat
 from megatron_reason.rewards.oat import grade_response
@@ -52,6 +55,22 @@ def test_repetition_is_the_share_of_suffixes_that_neighbours_have_in_common():
     # Of "aaa": the suffixes a, aa, aaa have 1 + 2 characters in common, of 6 in all.
     assert _oat.is_repetitive("aaa")
     assert not _oat.is_repetitive("abc")
+    assert not _oat.is_repetitive("")
+
+
+@given(st.text("ab", min_size=1, max_size=12))
+def test_substrings_are_counted_once(text):
+    ends = range(1, len(text) + 1)
+    assert _oat._distinct(text) == len({text[a:b] for b in ends for a in range(b)})
+
+
+def test_a_long_answer_takes_little_memory():
+    text = "".join(random.Random(0).choices("0123456789+-x", k=60_000))
+    tracemalloc.start()
+    assert not _oat.is_repetitive(text)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200e6
 
 
 def test_long_repetitive_answers_are_not_parsed():

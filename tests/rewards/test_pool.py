@@ -69,6 +69,21 @@ def test_pathological_answers_end_in_time_and_leave_nothing_behind():
     assert not [pid for pid in seen if alive(pid)]
 
 
+@pytest.mark.parametrize("reward", ["qwen_math", "deepscaler"])
+def test_long_responses_do_not_wait_behind_a_stuck_one(reward):
+    """A write to a worker that does not read would block past every deadline."""
+    long = "</think>\\boxed{" + "7" * 250_000 + "}"
+    stuck = r"</think>\boxed{(10**8)!}"
+    with AnswerPool(workers=1, deadline_s=1, reward=reward) as pool:
+        started_s = time.monotonic()
+        found = pool.grade_many(
+            [("5+x", stuck), ("5", long), ("6", long), ("5", "</think>\\boxed{5}")]
+        )
+        assert time.monotonic() - started_s < 60
+    assert found[0].status is Status.TIMEOUT
+    assert found[-1].status is Status.OK
+
+
 def test_a_worker_killed_at_work_is_a_crash_and_is_replaced():
     with AnswerPool(workers=1, deadline_s=30) as pool:
         pool.grade("1", "1")

@@ -1,10 +1,13 @@
 r"""Qwen2.5-Math's harness: what it takes for the answer, and what for equal."""
 
+import time
+
 import pytest
 from sympy.parsing.latex import LaTeXParsingError
 
+from megatron_reason.rewards._arithmetic import parse_arithmetic
 from megatron_reason.rewards._number_words import spelled_number
-from megatron_reason.rewards._qwen_equal import _parse_python, equal
+from megatron_reason.rewards._qwen_equal import equal
 from megatron_reason.rewards._qwen_normal import normal, stated
 from megatron_reason.rewards._sympy_latex import parse_latex
 from megatron_reason.rewards.pool import AnswerPool
@@ -84,6 +87,9 @@ def test_units_are_removed_where_something_is_left(answer, form):
         ("the point", 0),
         ("thousand five thousand", None),
         ("thousand million", None),
+        ("million", 10**6),
+        ("million two", None),
+        ("zero million", 0),
         ("apples", None),
         ("", None),
     ],
@@ -129,22 +135,35 @@ def test_equality(first, second, is_equal):
     assert equal(first, second) is is_equal
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "__import__('os').system('touch hacked')",
-        "exit()",
-        "(1).__class__",
-        "open(chr(104))",
-        "eval(x)",
-        "[y for y in (1,)]",
-        "lambda: 1",
-        "x:=1",
-    ],
+CODE = (
+    "__import__('os').mkdir('{name}')",
+    '__import__("posix").mkdir("{name}")',
+    "open('{name}', 'w')",
+    'open("{name}","w")',
+    "(1).__class__.__base__.__subclasses__()",
+    "exec(chr(111))",
+    "[y for y in (1,)]",
+    "lambda: 1",
+    "x:=1",
 )
-def test_an_answer_is_never_executed(code):
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_only_arithmetic_is_parsed(code):
     with pytest.raises(ValueError, match="not arithmetic"):
-        _parse_python(code)
+        parse_arithmetic(code)
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("other", ["5", "x", r"\frac{3}{4}", "(1,2)", "x=y", "open(z)"])
+def test_an_answer_is_never_executed(code, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pwned", "x"):
+        written = code.replace("{name}", name)
+        equal(written, other)
+        equal(other, written)
+        grade_response(f"\\boxed{{{written}}}", other)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_latex_is_read_without_a_word_about_versions(capfd):
@@ -156,7 +175,7 @@ def test_latex_is_read_without_a_word_about_versions(capfd):
 
 
 def test_python_arithmetic_is_read():
-    assert _parse_python("sqrt(16) + 2**3") == 12
+    assert parse_arithmetic("sqrt(16) + 2**3") == 12
 
 
 @pytest.mark.parametrize(
@@ -184,7 +203,11 @@ def test_hostile_answers_end_in_time():
         "\x00\ud800",
     ]
     with AnswerPool(workers=2, deadline_s=2, reward="qwen_math") as pool:
+        pool.warm_up()
+        begun = time.monotonic()
         found = pool.grade_many([("5", text) for text in texts] + [("5", r"\boxed{5}")])
+    # Each may cost its deadline and a fresh worker.
+    assert time.monotonic() - begun < 20 * len(texts)
     assert found[-1].status is Status.OK
     assert all(one.status is not Status.OK for one in found[:-1])
 
