@@ -34,7 +34,9 @@ def test_show_prints_needs_and_documented_settings():
 def test_a_reward_is_shown_with_what_it_grades_by():
     assert "harness released with Qwen2.5-Math" in mreason("show", "reward", "qwen_math").output
     listed = json.loads(mreason("list", "rewards", "--json").output)
-    assert all(line.strip() for line in listed.values())
+    # Other tests may have registered rewards of their own.
+    assert "harness" in listed["qwen_math"]
+    assert "math-verify" in listed["math_verify"]
 
 
 def test_show_prints_presets_with_their_sources():
