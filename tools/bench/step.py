@@ -146,8 +146,9 @@ def answer(chosen: argparse.Namespace) -> None:
         enforce_eager=True, kv_cache_memory_bytes=KV_CACHE_MB << 20, skip_tokenizer_init=is_ids,
     )  # fmt: skip
     sampling = SamplingParams(
-        n=chosen.rollouts, temperature=1.0, max_tokens=chosen.max_tokens, detokenize=not is_ids
-    )
+        n=chosen.rollouts, temperature=1.0, max_tokens=chosen.max_tokens, detokenize=not is_ids,
+        stop_token_ids=[tokenizer.eos_token_id],
+    )  # fmt: skip
     tokens, seconds = 0, 0.0
     for number, texts in enumerate(json.loads(chosen.asked.read_text(encoding="utf-8"))):
         talks: Any = [[{"role": "user", "content": text}] for text in texts]
