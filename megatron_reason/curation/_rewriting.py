@@ -11,44 +11,17 @@ themselves are kept. Not here: tables (`rewrite.py`), settings (`config/rewritin
 
 import random
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from megatron_reason.config.rewriting import RewritingConfig
-from megatron_reason.files import read_json, write_json
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import Template
 from megatron_reason.rewards.pool import AnswerPool
 from megatron_reason.schema.records import Finish, Message, Origin, Problem, Status, Verdict
 
-REWRITING = "rewriting.json"
-"""File beside a rewritten table: the model, and how many rows each stage gave."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 OVERLAP_WORDS = 8
-
-
-def write_counts(folder: Path, model: str, counts: Mapping[str, int]) -> None:
-    """Write `REWRITING`.
-
-    Args:
-        folder: of the table.
-        model: name of the model that rewrote.
-        counts: rows by stage, and the rest of what was counted.
-    """
-    write_json(folder / REWRITING, {"model": model, "counts": dict(counts)})
-
-
-def join_counts(folders: Sequence[Path], output: Path) -> None:
-    """Write the sums of several `REWRITING`; nothing where a table was not rewritten."""
-    if not all((folder / REWRITING).is_file() for folder in folders):
-        return
-    parts = [read_json(folder / REWRITING) for folder in folders]
-    total: Counter[str] = Counter()
-    for part in parts:
-        total.update(part["counts"])
-    write_counts(output, " and ".join(dict.fromkeys(part["model"] for part in parts)), total)
 
 
 @dataclass(frozen=True)

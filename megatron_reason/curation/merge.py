@@ -17,7 +17,7 @@ from pydantic import Field
 from megatron_reason.config.base import Strict
 from megatron_reason.curation._entries import FirstAnswers
 from megatron_reason.curation._parts import SHARD, Shard
-from megatron_reason.curation._rewriting import join_counts
+from megatron_reason.curation._rewriting_counts import join_counts
 from megatron_reason.curation.base import Stage, StageConfig, StageContext, StageResult, stage
 from megatron_reason.errors import DataError
 from megatron_reason.files import read_json

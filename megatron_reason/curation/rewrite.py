@@ -16,7 +16,8 @@ from pydantic import Field
 from megatron_reason.config.rewriting import RewritingConfig
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.curation._parts import OpenPart, PartedOutput
-from megatron_reason.curation._rewriting import Rewriter, Rewritten, write_counts
+from megatron_reason.curation._rewriting import Rewriter, Rewritten
+from megatron_reason.curation._rewriting_counts import write_counts
 from megatron_reason.curation.base import RowwiseConfig, Stage, StageContext, StageResult, stage
 from megatron_reason.errors import ConfigError
 from megatron_reason.generation.templates import load_template

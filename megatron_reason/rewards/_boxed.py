@@ -38,6 +38,11 @@ def box_of(text: str, answer: str) -> str:  # noqa: ARG001 - as `Reward.decisive
     return "" if box is None else f"{_BOX}{{{box}}}"
 
 
+def box_after_first_thought(response: str, answer: str) -> str:
+    """The last box after the first thought, and the end of that thought before it."""
+    return END_THINK + box_of(after_first_thought(response), answer)
+
+
 def grade_box(text: str, answer: str, equal: Callable[[str, str], bool]) -> Verdict:
     r"""Verdict on the last box of `text`.
 

@@ -9,7 +9,7 @@ here: the other rules of that library.
 
 import cmath
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,17 +46,20 @@ def differ(first: object, second: object) -> bool:
         return first != second
     if not (isinstance(first, Expr) and isinstance(second, Expr)):
         return False
-    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
-    # Positive, irregular, and no symbol like another.
-    point = {
-        symbol: complex(0.5 + (index * _GOLDEN) % 1)
-        for index, symbol in enumerate(symbols, start=1)
-    }
     try:
+        point = _point(first.free_symbols | second.free_symbols)
         mine, theirs = _value(first, point), _value(second, point)
-    except (_UnknownError, ArithmeticError, ValueError):
+    except (_UnknownError, ArithmeticError, ValueError, RecursionError):
         return False
     return abs(mine - theirs) > _RELATIVE * max(1.0, abs(mine), abs(theirs))
+
+
+def _point(symbols: Iterable[Basic]) -> dict[Basic, complex]:
+    """Values of symbols: positive, irregular, and no two alike."""
+    return {
+        symbol: complex(0.5 + (index * _GOLDEN) % 1)
+        for index, symbol in enumerate(sorted(symbols, key=str), start=1)
+    }
 
 
 @contextmanager

@@ -12,6 +12,8 @@ _TEXT = re.compile(r"\\text\{(?P<text>.+?)\}$")
 _UNIT = "\\text{ "
 _SLASH = re.compile(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)")
 _LONGEST_LABEL = 2
+_ARRAY = re.compile(r"\\begin\{array\}\{.*?\}")
+_RELATIONS = (("\\neq", "\\ne"), ("\\leq", "\\le"), ("\\geq", "\\ge"))
 
 
 def normal(answer: str, prepare: Callable[[str], str] = str) -> str:
@@ -47,10 +49,23 @@ def without_label(text: str) -> str:
     return values[0] if len(values) == 1 and len(label) <= _LONGEST_LABEL else text
 
 
-def with_zeros(text: str) -> str:
-    """`.5` becomes `0.5`, after a space and a brace, too."""
-    text = text.replace(" .", " 0.").replace("{.", "{0.")
+def with_inner_zeros(text: str) -> str:
+    """`.5` becomes `0.5` after a space and a brace."""
+    return text.replace(" .", " 0.").replace("{.", "{0.")
+
+
+def with_leading_zero(text: str) -> str:
+    """`.5` becomes `0.5` at the beginning."""
     return f"0{text}" if text.startswith(".") else text
+
+
+def with_one_spelling(text: str) -> str:
+    r"""Arrays and bracketed matrices become `pmatrix`; `\neq` becomes `\ne`, and so on."""
+    text = _ARRAY.sub(r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")
+    text = text.replace("bmatrix", "pmatrix")
+    for before, after in _RELATIONS:
+        text = text.replace(before, after)
+    return text
 
 
 def with_braces(text: str) -> str:
@@ -82,7 +97,8 @@ def _without_marks(text: str) -> str:
         text, *units = text.split(_UNIT)
         if len(units) > 1:
             raise ValueError("more than one unit")
-    text = without_label(with_zeros(text.replace("\\%", "")))
+    text = with_leading_zero(with_inner_zeros(text.replace("\\%", "")))
+    text = without_label(text)
     text = with_braces(_with_braced_roots(text).replace(" ", ""))
     if text == "0.5":
         return "\\frac{1}{2}"

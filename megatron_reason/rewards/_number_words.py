@@ -5,13 +5,15 @@ it does in "six billion nine thousand". Words that are no numbers are passed ove
 Not here: what else becomes of an answer (`_qwen_normal.py`).
 """
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-_TEENS = "fifteen sixteen seventeen eighteen nineteen"
+_TO_NINETEEN = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+)
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _HUNDRED = 100
 _SCALES = {"billion": 10**9, "million": 10**6, "thousand": 10**3}
 _SMALL = (
-    {word: value for value, word in enumerate(f"{_ONES} {_TEENS}".split())}
+    {word: value for value, word in enumerate(_TO_NINETEEN.split())}
     | {word: 10 * value for value, word in enumerate(_TENS.split(), start=2)}
     | {"hundred": _HUNDRED}
 )
@@ -24,8 +26,7 @@ def spelled_number(text: str) -> float | None:
     words = [word for word in spoken if word in _SMALL or word in _SCALES or word == _POINT]
     if not words or any(words.count(word) > 1 for word in (*_SCALES, _POINT)):
         return None
-    has_point = _POINT in words
-    end = words.index(_POINT) if has_point else len(words)
+    end = words.index(_POINT) if _POINT in words else len(words)
     whole = _whole(words[:end])
     return None if whole is None else whole + _decimals(words[end + 1 :])
 

@@ -5,8 +5,6 @@ which LUFFY's evaluation uses. Its time limits of a second rest on signals and a
 pool has a deadline. Not here: where an answer stands.
 """
 
-import re
-
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
 from sympy import Basic, MatrixBase
@@ -14,8 +12,6 @@ from sympy import Basic, MatrixBase
 from megatron_reason.rewards import _mathd, _prm800k
 from megatron_reason.rewards._units import without_trailing_text, without_units
 
-_ARRAY = re.compile(r"\\begin\{array\}\{.*?\}")
-_RELATIONS = (("\\neq", "\\ne"), ("\\leq", "\\le"), ("\\geq", "\\ge"))
 _LONG = 128
 _REPEATED = 0.2
 
@@ -76,11 +72,7 @@ def _distinct(text: str) -> int:
 
 
 def _without_units(text: str) -> str:
-    text = _ARRAY.sub(r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")
-    text = text.replace("bmatrix", "pmatrix")
-    for before, after in _RELATIONS:
-        text = text.replace(before, after)
-    return without_units(without_trailing_text(text))
+    return without_units(without_trailing_text(_mathd.with_one_spelling(text)))
 
 
 def _parse(answer: str) -> list[Basic | MatrixBase | str]:

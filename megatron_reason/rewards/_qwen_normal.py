@@ -8,7 +8,13 @@ numbers make a number of the whole answer, and a lone `j` is an `i`. Not here: e
 
 import re
 
-from megatron_reason.rewards._mathd import with_braces, without_label
+from megatron_reason.rewards._mathd import (
+    with_braces,
+    with_inner_zeros,
+    with_leading_zero,
+    with_one_spelling,
+    without_label,
+)
 from megatron_reason.rewards._number_words import spelled_number
 from megatron_reason.rewards._units import without_trailing_text, without_units
 
@@ -20,15 +26,13 @@ _STRAY = "\u043a\u0438"
 """Letters that Qwen's models strew in."""
 _MOST_DIGITS = 4000
 _NUMBER = re.compile(r"-?\d*\.?\d+")
-_ARRAY = re.compile(r"\\begin\{array\}\{.*?\}")
 _TEXT = re.compile(r"\\text\{(.*?)\}")
 _HIDDEN = re.compile(r"\\mbox{.*?}")
 _ROOT = re.compile(r"\\sqrt(\w+)")
 _POINT_ZERO = (re.compile(r"(\d+)\.0*([^\d])"), re.compile(r"(\d+)\.0*$"))
 _WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 _LAYOUT = (
-    ("\n", ""), ("\\!", ""), ("bmatrix", "pmatrix"), ("tfrac", "frac"), ("dfrac", "frac"),
-    ("\\neq", "\\ne"), ("\\leq", "\\le"), ("\\geq", "\\ge"), ("\\left", ""), ("\\right", ""),
+    ("\\!", ""), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", ""),
     ("\\{", "{"), ("\\}", "}"),
 )  # fmt: skip
 _MARKS = (("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""), ("$", ""), ("\\(", ""), ("\\)", ""))
@@ -89,8 +93,7 @@ def answer_of(response: str, *, keep_units: bool) -> str:
 def normal(answer: str, *, keep_units: bool) -> str:
     """Normal form of a bare answer."""
     text = answer.strip().replace("\n", "").rstrip(".")
-    text = _ARRAY.sub(r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")
-    text = without_trailing_text(_replaced(text, _LAYOUT))
+    text = without_trailing_text(_replaced(with_one_spelling(text), _LAYOUT))
     if not keep_units:
         text = without_units(text)
     text = _replaced(text, _MARKS)
@@ -101,14 +104,9 @@ def normal(answer: str, *, keep_units: bool) -> str:
     if "i" not in text:
         text = text.replace("j", "i")
     text = _POINT_ZERO[1].sub(r"\1", _POINT_ZERO[0].sub(r"\1\2", text))
-    text = without_label(f"0{text}" if text.startswith(".") else text)
+    text = without_label(with_leading_zero(text))
     text = _ROOT.sub(r"\\sqrt{\1}", text).replace(" ", "")
     return _with_fraction(_with_braces(text))
-
-
-def with_inner_zeros(text: str) -> str:
-    """`.5` becomes `0.5` after a space and a brace."""
-    return text.replace(" .", " 0.").replace("{.", "{0.")
 
 
 def _replaced(text: str, pairs: tuple[tuple[str, str], ...]) -> str:

@@ -1,25 +1,20 @@
 r"""Reward `deepscaler`: what OXA's released evaluation grades with.
 
-Source: the math reward of DeepScaleR, which OXA's evaluation (METHODS: 6.3) carries. A response
-without `</think>` is wrong; what stands between the first and a second one is searched for its last
-`\boxed{}`, which must equal the gold answer as text (`_mathd.py`) or by sympy (`_prm800k.py`).
+Source: the math reward of DeepScaleR, which the released code of OXA (arXiv 2603.16206) carries. A
+response without `</think>` is wrong; what stands between the first and a second one is searched for
+its last `\boxed{}`, which must equal the gold answer as text (`_mathd.py`) or by sympy
+(`_prm800k.py`).
 OXA's training looks after the *last* `</think>` instead, and asks math-verify. Not here: deadlines
 (`pool.py`).
 """
 
 from megatron_reason.rewards import _mathd, _prm800k
-from megatron_reason.rewards._boxed import after_first_thought, box_of, grade_box
-from megatron_reason.rewards._tags import END_THINK
+from megatron_reason.rewards._boxed import after_first_thought, box_after_first_thought, grade_box
 from megatron_reason.rewards.base import reward
 from megatron_reason.schema.records import Verdict
 
 
-def decisive(response: str, answer: str) -> str:
-    """Part of `response` that its verdict depends on."""
-    return END_THINK + box_of(after_first_thought(response), answer)
-
-
-@reward("deepscaler", decisive=decisive)
+@reward("deepscaler", decisive=box_after_first_thought)
 def grade_solution(response: str, answer: str) -> Verdict:
     """Verdict of DeepScaleR's rules on what follows the first `</think>`, up to a second.
 

@@ -6,13 +6,12 @@ graded, by the rules of Oat's grader; without it the answer is wrong. Not here: 
 """
 
 from megatron_reason.rewards import _oat
-from megatron_reason.rewards._boxed import after_first_thought, grade_box
+from megatron_reason.rewards._boxed import after_first_thought, box_after_first_thought, grade_box
 from megatron_reason.rewards.base import reward
-from megatron_reason.rewards.deepscaler import decisive
 from megatron_reason.schema.records import Verdict
 
 
-@reward("oat_after_think", decisive=decisive)
+@reward("oat_after_think", decisive=box_after_first_thought)
 def grade_solution(response: str, answer: str) -> Verdict:
     """Verdict of Oat's rules on what follows the first `</think>`, up to a second.
 

@@ -6,7 +6,7 @@ import shutil
 import polars as pl
 import pytest
 
-from megatron_reason.curation._rewriting import write_counts
+from megatron_reason.curation._rewriting_counts import write_counts
 from megatron_reason.curation.grade import Grade, GradeConfig
 from megatron_reason.curation.merge import Merge, MergeConfig
 from megatron_reason.errors import ConfigError, DataError

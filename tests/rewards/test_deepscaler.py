@@ -3,8 +3,8 @@ r"""DeepScaleR's grader: which box it takes, its normal forms, and the released 
 import pytest
 
 from megatron_reason.rewards import _mathd, _prm800k
-from megatron_reason.rewards._boxed import last_box
-from megatron_reason.rewards.deepscaler import decisive, grade_solution
+from megatron_reason.rewards._boxed import box_after_first_thought, last_box
+from megatron_reason.rewards.deepscaler import grade_solution
 from megatron_reason.schema.records import Status
 from tests.rewards.released import check_accepts_what_the_released_grader_does, needs_data
 
@@ -25,8 +25,8 @@ from tests.rewards.released import check_accepts_what_the_released_grader_does, 
 )
 def test_the_last_box_between_the_first_thought_and_a_second_decides(response, status):
     assert grade_solution(response, "2").status is status
-    part = decisive(response, "2")
-    assert decisive(part, "2") == part
+    part = box_after_first_thought(response, "2")
+    assert box_after_first_thought(part, "2") == part
     assert grade_solution(part, "2").status is status
 
 

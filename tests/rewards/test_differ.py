@@ -61,6 +61,14 @@ def test_what_simplifies_to_nothing_never_differs(first: Expr, second: Expr):
     assert not differ(first + second, second + first)
 
 
+def nest(depth: int) -> Expr:
+    """Deeper than Python's stack."""
+    found: Expr = x
+    for _ in range(depth):
+        found = sin(found, evaluate=False)
+    return found
+
+
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
@@ -85,6 +93,7 @@ def test_what_simplifies_to_nothing_never_differs(first: Expr, second: Expr):
         (Matrix([[1]]), Matrix([[2]]), False),
         (sin(exp(exp(exp(x + 3)))), x + 1, False),
         (floor(x ** (10**9)), x + 1, False),
+        (nest(2000), y, False),
         # Doubles would lose the x.
         (Float(10) ** 20 + x - Float(10) ** 20, x, False),
         ("5", "6", False),
