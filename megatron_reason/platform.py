@@ -10,6 +10,8 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -69,6 +71,15 @@ def attends_at_once(values: torch.Tensor) -> bool:
     return values.is_cuda and values.element_size() == 2
 
 
+def prefers_onednn(values: torch.Tensor) -> bool:
+    """Whether oneDNN multiplies such matrices faster than MKL, which torch asks first.
+
+    So it is in float32 on AMD's CPUs with AVX-512: MKL keeps to AVX2 there.
+    """
+    is_on_cpu = values.device.type == "cpu"
+    return is_on_cpu and values.dtype == torch.float32 and _mkl_lacks_kernels()
+
+
 def num_gpus() -> int:
     """GPUs that this process sees; 0 on a CPU."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -89,6 +100,15 @@ def peak_memory_gb() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+@cache
+def _mkl_lacks_kernels() -> bool:
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkl.is_available():
+        return False
+    processors = Path("/proc/cpuinfo")
+    is_amd = processors.is_file() and "AuthenticAMD" in processors.read_text()
+    return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @contextmanager
@@ -134,6 +154,17 @@ def cpu() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unadapted() -> Iterator[None]:
+    """Within `cpu`: torch's functions as they are, for thousands of calls that name no device.
+
+    What `cpu` changes costs every call two microseconds, reading a tensor's shape included.
+    """
+    # torch has no other way out of a mode.
+    with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+        yield
+
+
 class _OnCpu(TorchFunctionMode):
     """Sends factory calls and moves that name the CUDA device to the CPU."""
 
@@ -141,11 +172,12 @@ class _OnCpu(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401  # fmt: skip
+        # Every call of torch in a training comes through here.
+        named = kwargs or {}
         if func is torch.Tensor.to:
             args = [_CPU if _names_cuda(value) else value for value in args]
-        named = dict(kwargs or {})
-        if _names_cuda(named.get("device")):
-            named["device"] = _CPU
+        if "device" in named and _names_cuda(named["device"]):
+            named = {**named, "device": _CPU}
         return func(*args, **named)
 
 

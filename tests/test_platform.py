@@ -28,6 +28,15 @@ def test_habits_of_megatron_act_on_the_cpu() -> None:
         assert weight.type(torch.float64).dtype == torch.float64
 
 
+def test_the_way_out_ends_with_its_block() -> None:
+    with platform.cpu():
+        with platform.unadapted():
+            assert torch.zeros(2).shape == (2,)
+            with pytest.raises((RuntimeError, AssertionError)):
+                torch.zeros(2, device="cuda")
+        assert torch.zeros(2, device="cuda").device.type == "cpu"
+
+
 def test_generator_is_the_cpu_one() -> None:
     with platform.cpu():
         torch.cuda.manual_seed(7)

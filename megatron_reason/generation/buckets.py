@@ -51,6 +51,8 @@ class Entry:
 
 Bucket = Sequence[tuple[Entry, Tensor]]
 """Tensors and what is said about them."""
+ArrivingBucket = Iterator[tuple[Entry, Tensor]]
+"""The same, each tensor described when it is asked for: who copies it then finds it in cache."""
 
 
 def described(name: str, tensor: Tensor) -> tuple[Entry, Tensor]:

@@ -23,7 +23,7 @@ from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import GenerationError
 from megatron_reason.generation.base import Completion
-from megatron_reason.generation.buckets import Bucket
+from megatron_reason.generation.buckets import ArrivingBucket
 from megatron_reason.generation.hf_batch import Row, RunningBatch
 from megatron_reason.generation.owned import OwnedEngine, Request
 from megatron_reason.schema.records import Finish
@@ -97,7 +97,7 @@ class HFEngine(OwnedEngine):
     def _exchange(self) -> None:
         self._start()
 
-    def _receive(self, buckets: Iterable[Bucket], version: int) -> None:  # noqa: ARG002
+    def _receive(self, buckets: Iterable[ArrivingBucket], version: int) -> None:  # noqa: ARG002
         self._check_open()
         state: dict[str, Tensor] = self._model.state_dict()
         with torch.no_grad():

@@ -18,7 +18,7 @@ from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import EngineDiedError, GenerationError
 from megatron_reason.generation.base import Completion, Flag, check_prompts
-from megatron_reason.generation.buckets import Bucket, described
+from megatron_reason.generation.buckets import ArrivingBucket, described
 from megatron_reason.generation.hf_folder import (
     check_same_architecture,
     tensor_shapes,
@@ -282,8 +282,8 @@ class OwnedEngine(ABC):
         """Put the weights of `self._folder` in place of others."""
 
     @abstractmethod
-    def _receive(self, buckets: Iterable[Bucket], version: int) -> None:
-        """Put tensors in place of others."""
+    def _receive(self, buckets: Iterable[ArrivingBucket], version: int) -> None:
+        """Put tensors in place of others; every bucket is asked for to its end."""
 
     @abstractmethod
     def _sleep(self) -> None:
@@ -315,23 +315,27 @@ class OwnedEngine(ABC):
 
     def _checked(
         self, buckets: "Iterable[Mapping[str, Tensor]]", update_digest: Callable[[bytes], None]
-    ) -> Iterator[Bucket]:
-        """The buckets, once each tensor is known to be one of the model's, and at the end all are.
+    ) -> Iterator[ArrivingBucket]:
+        """The buckets, of which each tensor is checked when it is asked for, and at the end all.
 
         Raises:
             GenerationError: tensors that are missing or that the model has not.
         """
         missing = tensor_shapes(self._folder)
-        for tensors in buckets:
-            bucket = [described(name, tensor) for name, tensor in tensors.items()]
-            for entry, _ in bucket:
-                if (expected := missing.pop(entry.name, None)) != entry.shape:
+
+        def arriving(tensors: "Mapping[str, Tensor]") -> ArrivingBucket:
+            for name, tensor in tensors.items():
+                entry, _ = described(name, tensor)
+                if (expected := missing.pop(name, None)) != entry.shape:
                     raise _unfit(
-                        f"{entry.name} of shape {entry.shape} came, which the engine's model has "
+                        f"{name} of shape {entry.shape} came, which the engine's model has "
                         + (f"with shape {expected}." if expected else "not, or had already.")
                     )
                 update_digest(repr(entry).encode())
-            yield bucket
+                yield entry, tensor
+
+        for tensors in buckets:
+            yield arriving(tensors)
         if missing:
             raise _unfit(f"{len(missing)} tensors did not come, {sorted(missing)[:3]} among them.")
 

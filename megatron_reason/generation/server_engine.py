@@ -25,7 +25,7 @@ from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import ConfigError, EngineDiedError, GenerationError
 from megatron_reason.generation.base import Completion
 from megatron_reason.generation.bucket_server import BucketServer, address_towards
-from megatron_reason.generation.buckets import TCP, Bucket
+from megatron_reason.generation.buckets import TCP, ArrivingBucket
 from megatron_reason.generation.owned import OwnedEngine, Request
 from megatron_reason.generation.server_folder import registered
 from megatron_reason.generation.vllm_arguments import LOGPROBS
@@ -290,7 +290,7 @@ class ServerEngine(OwnedEngine):
         self._ask_all("update_weight_version", {"new_version": label})
         self._settle(label)
 
-    def _receive(self, buckets: Iterable[Bucket], version: int) -> None:
+    def _receive(self, buckets: Iterable[ArrivingBucket], version: int) -> None:
         if self._bucket_server is None:
             url = httpx.URL(self._urls[0])
             host = address_towards(url.host, url.port or 80)
@@ -298,7 +298,8 @@ class ServerEngine(OwnedEngine):
         label = f"{self._nonce}-{version}"
         self._ask_all("start_weight_update", {})
         loading: deque[list[Future[Any]]] = deque()
-        for number, bucket in enumerate(buckets):
+        for number, arriving in enumerate(buckets):
+            bucket = list(arriving)
             if len(loading) == _PLACES:
                 _finished(loading.popleft())
             address = self._bucket_server.offer(bucket, number % _PLACES)

@@ -15,7 +15,7 @@ from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import GenerationError, PlatformError
 from megatron_reason.generation.base import Completion, Flag
-from megatron_reason.generation.buckets import Bucket, SharedBuffer
+from megatron_reason.generation.buckets import ArrivingBucket, SharedBuffer
 from megatron_reason.generation.child import Child
 from megatron_reason.generation.owned import OwnedEngine, Request
 from megatron_reason.generation.vllm_arguments import engine_arguments, engine_environment
@@ -142,12 +142,13 @@ class VllmEngine(OwnedEngine):
     def _exchange(self) -> None:
         self._ask(LoadWeights(str(self._folder)), f"the weights of {self._folder}")
 
-    def _receive(self, buckets: Iterable[Bucket], version: int) -> None:
+    def _receive(self, buckets: Iterable[ArrivingBucket], version: int) -> None:
         if not self._buffers:
             self._buffers = [SharedBuffer() for _ in range(_NUM_BUFFERS)]
         self._ask(StartUpdate(), "the weight update to start")
         num_sent = num_loaded = 0
-        for bucket in buckets:
+        for arriving in buckets:
+            bucket = list(arriving)
             if num_sent - num_loaded == _NUM_BUFFERS:
                 self._await("a bucket of weights to be loaded")
                 num_loaded += 1

@@ -108,7 +108,34 @@ class TensorStream:
 
         Every rank must iterate to the end. A block may be a view of a parameter.
         """
-        return _blocks(self.tensors[name], self._origins[name], self._local, self._topology)
+        gathering = self._gathering(name)
+        for begin, end in gathering.blocks():
+            block = gathering.block(begin, end)
+            if block is not None:
+                yield block
+
+    def fill(self, name: str, out: Tensor | None) -> None:
+        """Put a tensor together in `out` on rank 0; other ranks have none, and send."""
+        gathering = self._gathering(name)
+        for begin, end in gathering.blocks():
+            gathering.block(begin, end, None if out is None else out[begin:end])
+
+    def held(self, name: str) -> Tensor | None:
+        """A tensor that lies in one piece on rank 0, there: a view of the parameter on a CPU.
+
+        None where it has to be put together, and on every other rank. No rank waits for another.
+        """
+        gathering = self._gathering(name)
+        (rank, piece), *others = gathering.origin.pieces
+        if others or rank != 0 or gathering.shard is None or self._topology.rank != 0:
+            return None
+        return gathering.shard[piece.local].to(gathering.stored.dtype).cpu()
+
+    def _gathering(self, name: str) -> "_Gathering":
+        origin = self._origins[name]
+        parameter = self._local.get(origin.parameter)
+        shard = None if parameter is None else parameter.data
+        return _Gathering(self.tensors[name], origin, shard, self._topology)
 
 
 @dataclass(frozen=True)
@@ -201,40 +228,54 @@ def _split(tensors: Sequence[tuple[str, Stored]], limit: int) -> list[list[tuple
     return parts
 
 
-def _blocks(
-    stored: Stored, origin: _Origin, local: Mapping[str, nn.Parameter], topology: Topology
-) -> Iterator[Tensor]:
-    """Elements of a tensor, a block of rows at a time, on rank 0; other ranks send, yield nothing.
+@dataclass(frozen=True)
+class _Gathering:
+    """One tensor on its way from those who hold it to rank 0; every rank must go to the end."""
 
-    Every rank must iterate to the end.
-    """
-    rows, *columns = stored.shape
-    step = max(1, _BLOCK_BYTES * rows // stored.nbytes)
-    for begin in range(0, rows, step):
-        end = min(begin + step, rows)
-        whole: Tensor | None = None
-        for rank, piece in origin.pieces:
+    stored: Stored
+    origin: _Origin
+    shard: Tensor | None
+    """This rank's part of the parameter; None if it has none."""
+    topology: Topology
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """First row and end of each block."""
+        rows = self.stored.shape[0]
+        step = max(1, _BLOCK_BYTES * rows // self.stored.nbytes)
+        for begin in range(0, rows, step):
+            yield begin, min(begin + step, rows)
+
+    def block(self, begin: int, end: int, out: Tensor | None = None) -> Tensor | None:
+        """Rows of the tensor on rank 0, in `out` if there is one; None on ranks that send."""
+        extent = [end - begin, *self.stored.shape[1:]]
+        for rank, piece in self.origin.pieces:
             part = _within(piece, begin, end)
-            if part is None or topology.rank not in (0, rank):
+            if part is None or self.topology.rank not in (0, rank):
                 continue
-            extent = _extent(part, columns)
-            if topology.rank == rank:
-                values = local[origin.parameter].data[part.local].to(stored.dtype).contiguous()
-                if rank != 0:
-                    dist.send(values, dst=0)
-                    continue
-            else:
-                values = torch.empty(extent, dtype=stored.dtype, device=platform.device())
-                dist.recv(values, src=rank)
-            if extent == [end - begin, *columns]:
-                whole = values.cpu()
+            values = self._values(rank, part, extent)
+            if values is None:
                 continue
-            if whole is None:
-                whole = torch.empty(end - begin, *columns, dtype=stored.dtype)
+            if out is None and list(values.shape) == extent:
+                return values.cpu()
+            out = torch.empty(extent, dtype=self.stored.dtype) if out is None else out
             rectangle = (slice(part.rows.start - begin, part.rows.stop - begin), part.columns)
-            whole[rectangle[: whole.dim()]] = values.cpu()
-        if whole is not None:
-            yield whole
+            out[rectangle[: out.dim()]].copy_(values)
+        return out
+
+    def _values(self, rank: int, part: Piece, extent: Sequence[int]) -> Tensor | None:
+        """What `rank` holds of a block, on rank 0; None on the rank that sent it."""
+        if self.topology.rank != rank:
+            columns = [len(range(*part.columns.indices(count))) for count in extent[1:]]
+            shape = [part.rows.stop - part.rows.start, *columns]
+            values = torch.empty(shape, dtype=self.stored.dtype, device=platform.device())
+            dist.recv(values, src=rank)
+            return values
+        assert self.shard is not None, "a piece is with the rank that holds its parameter"
+        values = self.shard[part.local].to(self.stored.dtype).contiguous()
+        if rank == 0:
+            return values
+        dist.send(values, dst=0)
+        return None
 
 
 def _within(piece: Piece, begin: int, end: int) -> Piece | None:
@@ -244,11 +285,6 @@ def _within(piece: Piece, begin: int, end: int) -> Piece | None:
         return None
     first = piece.local.start + low - piece.rows.start
     return Piece(piece.source, slice(low, high), piece.columns, slice(first, first + high - low))
-
-
-def _extent(piece: Piece, columns: Sequence[int]) -> list[int]:
-    rows = piece.rows.stop - piece.rows.start
-    return [rows, *(len(range(*piece.columns.indices(count))) for count in columns)]
 
 
 def _write_index(folder: Path, files: Mapping[str, Mapping[str, Stored]], source: Path) -> None:

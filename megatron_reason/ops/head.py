@@ -16,12 +16,10 @@ from torch import Tensor
 from megatron_reason.errors import DataError
 from megatron_reason.ops.inputs import Reference, Request
 from megatron_reason.ops.oracle import operand
+from megatron_reason.ops.products import add_product, product
 from megatron_reason.ops.rows import Cotangents, RowLogits, row_gradient, row_stats, wide_dtype
 from megatron_reason.ops.vocab import RowStats, VocabShard, concatenated, merged_over
 from megatron_reason.schema.batch import Stat, TokenStats
-
-_COLUMNS_PER_SUM = 4096
-"""Columns whose products are added to float32 sums at once, small enough to stay in cache."""
 
 
 def head_stats(
@@ -58,11 +56,14 @@ class ChunkedHead:
         """[C, V]; overwritten by the next call unless it gets memory of its own."""
         hidden_CD = operand(self._hidden_TD[rows], self._request)
         if own_memory:
-            return hidden_CD @ self._weight_VD.T
+            return product(hidden_CD, self._weight_VD.T)
         if self._memory_CV is None:
             self._memory_CV = hidden_CD.new_empty(len(hidden_CD), len(self._weight_VD))
-        out_CV = self._memory_CV[: len(hidden_CD)]
-        return torch.mm(hidden_CD, self._weight_VD.T, out=out_CV)
+        return product(hidden_CD, self._weight_VD.T, out=self._memory_CV[: len(hidden_CD)])
+
+    def release(self) -> None:
+        """Let go of the memory, before something else needs as much."""
+        self._memory_CV = None
 
     def num_bytes(self, rows: slice) -> int:
         """Size of the logits of some tokens."""
@@ -88,26 +89,22 @@ class HeadGradient:
         grad_CV = grad_CV.to(hidden_CD.dtype)
         if self.wants_hidden:
             weight_VD = operand(self.weight_VD, self.request)
-            self._chunks_TD.append((grad_CV @ weight_VD).to(wide))
+            self._chunks_TD.append(product(grad_CV, weight_VD))
         if not self.wants_weight:
             return
         if self._weight_VD is None:
-            self._weight_VD = grad_CV.T @ hidden_CD
-        elif hidden_CD.dtype == wide:
-            self._weight_VD.addmm_(grad_CV.T, hidden_CD)
+            self._weight_VD = product(grad_CV.T, hidden_CD)
         else:
             self._weight_VD = self._weight_VD.to(wide)
-            for begin in range(0, len(self._weight_VD), _COLUMNS_PER_SUM):
-                block = slice(begin, begin + _COLUMNS_PER_SUM)
-                self._weight_VD[block] += grad_CV[:, block].T @ hidden_CD
+            add_product(self._weight_VD, grad_CV.T, hidden_CD)
 
     def totals(self) -> tuple[Tensor | None, Tensor | None]:
         """[T, D], summed over the group, and [V, D], in the operands' types; None if unwanted."""
         grad_hidden_TD = grad_weight_VD = None
         if self.wants_hidden:
             wide = wide_dtype(self.hidden_TD.dtype)
-            none_TD = torch.zeros_like(self.hidden_TD[:0], dtype=wide)
-            grad_hidden_TD = torch.cat([none_TD, *self._chunks_TD])
+            none_TD = torch.zeros_like(self.hidden_TD[:0])
+            grad_hidden_TD = torch.cat([none_TD, *self._chunks_TD]).to(wide)
             if self.request.tp_group is not None:
                 dist.all_reduce(grad_hidden_TD, group=self.request.tp_group)
             grad_hidden_TD = grad_hidden_TD.to(self.hidden_TD.dtype)
@@ -169,7 +166,8 @@ class _HeadStats(torch.autograd.Function):
         ref_head = None
         if cotangents.kl_T is not None:
             ref_head = ChunkedHead(ref_hidden_TD, ref_weight_VD, request)
-        for index, rows in enumerate(chunks_of(len(target_T), request)):
+
+        def add(index: int, rows: slice) -> None:
             logits_CV = ctx.kept[index]
             ctx.kept[index] = None
             if logits_CV is None:
@@ -180,6 +178,10 @@ class _HeadStats(torch.autograd.Function):
                 cotangents[rows], request.temperature, out=logits_CV,
             )  # fmt: skip
             total.add(rows, grad_CV)
+
+        for index, rows in enumerate(chunks_of(len(target_T), request)):
+            add(index, rows)
+        head.release()
         return *total.totals(), None, None, None, None
 
 

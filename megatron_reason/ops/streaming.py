@@ -78,12 +78,16 @@ class _StreamedLoss(torch.autograd.Function):
         total = HeadGradient(request, hidden_TD, weight_VD, *ctx.needs_input_grad[:2])
         loss = _RunningLoss(token_loss, hidden_TD.new_zeros((), dtype=wide_dtype(hidden_TD.dtype)))
         head = ChunkedHead(hidden_TD, weight_VD, request)
-        parts: list[RowStats] = []
-        for rows in chunks_of(len(target_T), request):
+
+        def stream(rows: slice) -> RowStats:
             chunk = RowLogits(head.logits(rows), target_T[rows])
-            parts.append(_overwritten(chunk, shard, request, loss.of(rows)))
+            stats = _overwritten(chunk, shard, request, loss.of(rows))
             if any(ctx.needs_input_grad[:2]):
                 total.add(rows, chunk.logits_TV)
+            return stats
+
+        parts = [stream(rows) for rows in chunks_of(len(target_T), request)]
+        head.release()
         ctx.save_for_backward(*total.totals())
         whole = concatenated(parts)
         ctx.mark_non_differentiable(logprob_T := whole.logprob_T, whole.entropy_T)

@@ -236,7 +236,8 @@ class WeightSync:
             GenerationError: they differ by more than the tolerance, or are not even numbers.
         """
         started_s = time.monotonic()
-        engine.update_weights(buckets, version=version)
+        with platform.unadapted():
+            engine.update_weights(buckets, version=version)
         moved_s = time.monotonic()
         (engine_N,) = engine.score([self._probe])
         gap_N = (torch.tensor(engine_N) - torch.tensor(trainer_N)).abs()
@@ -270,17 +271,16 @@ class WeightSync:
         The tensors of a bucket are valid until the next is asked for.
         """
         for names in self._plan:
-            tensors = self._room(names) if self._topology.rank == 0 else {}
-            for name in names:
-                row = 0
-                for block in self._stream.blocks(name):
-                    tensors[name][row : row + len(block)].copy_(block)
-                    row += len(block)
-            if tensors:
-                yield tensors
+            held = {name: self._stream.held(name) for name in names}
+            apart = [name for name, tensor in held.items() if tensor is None]
+            room = self._room(apart) if self._topology.rank == 0 else {}
+            for name in apart:
+                self._stream.fill(name, room.get(name))
+            if self._topology.rank == 0:
+                yield {name: room[name] if whole is None else whole for name, whole in held.items()}
 
     def _room(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Memory for the tensors of a bucket, the same for every bucket."""
+        """Memory for those tensors of a bucket that are put together, the same for each bucket."""
         tensors: dict[str, Tensor] = {}
         end = 0
         if _size(self._stream.tensors, names) > self._buffer.numel():
