@@ -1,6 +1,7 @@
 """Verbs that do work: plan, run, train, stage. Not here: the work (`pipeline`)."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -158,13 +159,14 @@ def train(
     """Train one variant on a table of tokens, on rollouts, or on both.
 
     The rest of the run is left alone: it begins with the run's model. Goes on from its last
-    checkpoint; leaves OUT/huggingface.
+    checkpoint; leaves OUT/huggingface. OUT is locked meanwhile: a second command on it is refused.
 
     Example: mreason train run.yaml --table runs/oxa/140-oxa_full_table --variant oxa_full
     """
     from megatron_reason.files import write_text
     from megatron_reason.logs import setup_logging
     from megatron_reason.pipeline.alone import training_job
+    from megatron_reason.pipeline.lock import stage_locks
     from megatron_reason.pipeline.workers import run_on_ranks
 
     setup_logging()
@@ -175,7 +177,9 @@ def train(
         typer.echo(f"torchrun --nproc-per-node {settings.launch.processes} -m "
                    f"megatron_reason.training.worker {job_file}")  # fmt: skip
         return
-    run_on_ranks(job, "train", settings.launch, job.output)
+    folder, name = _lock_of(job.output, settings.run.folder)
+    with stage_locks(folder, [name]):
+        run_on_ranks(job, "train", settings.launch, job.output)
     typer.echo(str(job.output / "huggingface"))
 
 
@@ -194,27 +198,31 @@ def resume_check(
 ) -> None:
     """Prove that a stopped and resumed training is the one that was never stopped.
 
-    Trains 2N updates at once, then N, a new start, and N more, and compares; in the folder
-    resume-check of the run, begun anew each time.
+    Trains 2N updates at once, then N, a new start, and the rest, and compares; in the folder
+    resume-check of the run, begun anew each time. Whole steps are made: where one makes several
+    updates (rollout.updates_per_step), the stop comes after the first that reaches N.
 
     Example: mreason resume-check run.yaml --table runs/oxa/140-oxa_full_table --variant oxa_full
     """
     from megatron_reason.logs import setup_logging
     from megatron_reason.pipeline import resume_check as check
     from megatron_reason.pipeline.alone import training_job
+    from megatron_reason.pipeline.lock import stage_locks
 
     setup_logging()
     settings = _load(config, overrides)
     output = settings.run.folder / "resume-check"
     job = training_job(settings, tables, variant=variant, output=output)
-    report = check.resume_check(job, settings.launch, updates=updates)
+    # Beside the folder, which is begun anew.
+    with stage_locks(settings.run.folder, [output.name]):
+        report = check.resume_check(job, settings.launch, updates=updates)
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return
     weights = "equal, byte for byte" if report.weights_are_equal else "not bitwise equal"
     typer.echo(
-        f"{report.updates} updates, resumed after {updates}: loss and gradient norm differ by "
-        f"{report.max_difference:.1e} at most; final weights are {weights}."
+        f"{report.updates} updates, resumed after {report.resumed_after}: loss and gradient norm "
+        f"differ by {report.max_difference:.1e} at most; final weights are {weights}."
     )
 
 
@@ -270,6 +278,14 @@ def _load(config: Path, overrides: list[str] | None) -> "RunConfig":
     from megatron_reason.pipeline.run_config import RunConfig
 
     return load_config(config, overrides or [], RunConfig)
+
+
+def _lock_of(output: Path, run_folder: Path) -> tuple[Path, str]:
+    """Folder and name of the lock on a training's output; a stage's own lock where it is one's."""
+    numbered = re.match(r"\d+-(.+)", output.name)
+    if numbered and output.resolve().parent == run_folder.resolve():
+        return run_folder, numbered[1]
+    return output, "train"
 
 
 def _shortened(names: tuple[str, ...], most: int = 3) -> list[str]:

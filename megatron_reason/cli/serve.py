@@ -1,11 +1,14 @@
 """Verb that serves a run's model to trainers and evaluations elsewhere. Not here: the server."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megatron_reason.cli.options import Config, Set
+
+if TYPE_CHECKING:
+    from megatron_reason.config.model import ModelConfig
 
 
 def serve(
@@ -25,8 +28,8 @@ def serve(
     """Serve the model of a run with vLLM, for runs with engine.name: vllm-server.
 
     Lengths, memory and log-probs are those of the run's section `engine`. Ends with SIGTERM or
-    Ctrl-C, and with SIGUSR1 so that job scripts queue it again; a server that dies is started
-    again.
+    Ctrl-C, and with SIGUSR1 so that job scripts queue it again; a server that dies or hangs is
+    started again.
 
     Example: mreason serve examples/quickstart_cpu/rl.yaml --port 8000 --register runs/servers
     """
@@ -43,9 +46,37 @@ def serve(
     settings = load_config(config, overrides or [], RunConfig)
     engine = settings.engine.model_copy(update={"logprobs": "sampler"})
     model = settings.model
-    folder = resolve_model(
+    source = resolve_model(
         model.path, settings.run.model_cache, random_weights=model.random_weights
     )
     port = port or free_port(host)
-    log_path = settings.run.folder / "logs" / f"server-{socket.gethostname()}-{port}.log"
+    name = f"server-{socket.gethostname()}-{port}"
+    # Of this server alone: others may be starting, and replace theirs.
+    folder = folder_as_trained(model, source, settings.run.folder / "served" / name)
+    log_path = settings.run.folder / "logs" / f"{name}.log"
     serve_model(Serving(folder, model.dtype, engine, host, port, log_path, register))
+
+
+def folder_as_trained(model: "ModelConfig", source: Path, target: Path) -> Path:
+    """Hugging Face folder of `source` with what the run changes of the model, as trainers have it.
+
+    The weights that trainers bring would be computed with another rotary embedding otherwise. The
+    chat template is left as it is: token ids are asked and answered.
+
+    Args:
+        model: section `model` of the run.
+        source: folder of the model.
+        target: replaced by a folder with links to the weights, if anything is changed.
+    """
+    from megatron_reason.files import atomic_folder
+    from megatron_reason.models.checkpoint_files import INDEX
+    from megatron_reason.models.companions import Changes, copy_companions
+
+    changes = Changes(model.rope_theta, model.context_length)
+    if changes == Changes():
+        return source
+    with atomic_folder(target) as folder:
+        copy_companions(source, folder, changes)
+        for weights in (*source.glob("*.safetensors"), *source.glob(INDEX)):
+            (folder / weights.name).symlink_to(weights.resolve())
+    return target

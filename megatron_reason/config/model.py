@@ -26,7 +26,7 @@ class ModelConfig(Strict):
     """Base of the rotary embedding; exported as `rope_theta`. None keeps the model's."""
     token_stats: StatsBackend = "auto"
     """What computes log-probs and entropies: `torch`, `triton` (GPU), `reference` (slow, the tests'
-    oracle), or `auto`, the fastest that was measured."""
+    oracle), or `auto`: `torch`, until `triton` has been measured on a GPU."""
     transformer_impl: TransformerImpl = "auto"
     """Matrices and attention of the layers: `local` (Megatron's, and torch's attention),
     `transformer_engine`, or `auto`: the latter on a GPU where it is installed, for dense models in

@@ -3,7 +3,7 @@
 How many prompts and rollouts an update takes, and at which temperature, is the method's to say.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -61,3 +61,9 @@ class RolloutSection(Strict):
     """How weights reach the engine."""
     monitor: MonitorConfig | None = None
     """What is measured during training; None measures nothing."""
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what is learnt; the others may change when a run goes on."""
+        return self.model_dump(
+            mode="json", exclude={"monitor", "reward_workers", "sync", "max_empty_steps"}
+        )

@@ -1,8 +1,8 @@
 """Checkpoints on disk: their names, what proves that they are whole, which of them stay.
 
-A checkpoint is written under another name, summed, fsynced and renamed; what carries the name and
-agrees with its sums can be loaded. Plain files: no model and no process group here. Not here: what
-the files hold (`checkpoint.py`).
+A checkpoint is written under another name, summed, fsynced, looked over and renamed; what carries
+the name and agrees with its sums can be loaded. Plain files: no model and no process group here.
+Not here: what the files hold (`checkpoint.py`).
 """
 
 import math
@@ -10,20 +10,38 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from megatron_reason.config.train import KeepConfig
 from megatron_reason.errors import CheckpointError
-from megatron_reason.files import read_json, write_text
+from megatron_reason.files import write_text
+from megatron_reason.logs import get_logger
 
 LATEST = "latest_checkpointed_iteration.txt"
 STATE = "train_state.json"
 SUMS = "files.json"
+_INDEX = ".metadata"
 _BLOCK = 1 << 22
 
 Sums = Mapping[str, tuple[int, int]]
 """Bytes and CRC-32 of each file of a checkpoint, by name."""
+_SUMS = TypeAdapter(dict[str, tuple[int, int]])
+_NO_SUMS = f"{SUMS} is missing or cannot be read"
+_LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _State:
+    """The part of a checkpoint's state that decides whether it stays."""
+
+    update: int
+    metrics: Mapping[str, float]
+
+
+_STATE = TypeAdapter(_State)
 
 
 def target_of(folder: Path, update: int) -> Path:
@@ -67,17 +85,76 @@ def sums_of(files: Iterable[Path], *, durable: bool) -> dict[str, tuple[int, int
 
 
 def damage(checkpoint: Path, rank: int, world_size: int) -> str | None:
-    """What is wrong with this rank's share of a checkpoint's files; None if nothing is."""
-    stored: Mapping[str, list[int]] = read_json(checkpoint / SUMS)
+    """What is wrong with this rank's share of a checkpoint's files; None if nothing is.
+
+    What cannot be read is damage as well: the checkpoint before may do.
+    """
+    stored = _stored_sums(checkpoint)
+    if stored is None:
+        return _NO_SUMS
     for path in share([checkpoint / name for name in stored], rank, world_size):
-        if not path.is_file():
-            return f"{path.name} is missing"
-        size, crc = stored[path.name]
-        if path.stat().st_size != size:
-            return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
-        if sums_of([path], durable=False)[path.name][1] != crc:
+        if wrong := _wrong_size(path, stored):
+            return wrong
+        try:
+            found = sums_of([path], durable=False)
+        except OSError as error:
+            return f"{path.name} cannot be read: {error.strerror}"
+        if found[path.name] != stored[path.name]:
             return f"{path.name} has another checksum than when it was written"
     return None
+
+
+def _misfit(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint as far as the sizes of its files tell; None if nothing is."""
+    stored = _stored_sums(checkpoint)
+    if stored is None:
+        return _NO_SUMS
+    if wrong := next((w for name in stored if (w := _wrong_size(checkpoint / name, stored))), None):
+        return wrong
+    return None if _stored_state(checkpoint) else f"{STATE} cannot be read"
+
+
+def _gap(checkpoint: Path) -> str | None:
+    """What Megatron's index names and its files do not hold; None if they hold all of it."""
+    # Other readers of checkpoints' names need no torch.
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    try:
+        places = FileSystemReader(checkpoint).read_metadata().storage_data
+    except Exception as error:  # noqa: BLE001 - unpickling damaged bytes raises anything
+        return f"{_INDEX} cannot be read: {error or type(error).__name__}"
+    for place in (places or {}).values():
+        path, end = checkpoint / place.relative_path, place.offset + place.length
+        if not path.is_file() or path.stat().st_size < end:
+            return f"{path.name} does not have the {end} bytes that {_INDEX} names"
+    return None
+
+
+def _wrong_size(path: Path, stored: Sums) -> str | None:
+    try:
+        size, expected = path.stat().st_size, stored[path.name][0]
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    return None if size == expected else f"{path.name} has {size} bytes instead of {expected}"
+
+
+def _stored_sums(checkpoint: Path) -> Sums | None:
+    """Sums a checkpoint came with; None where they cannot be read, or leave out its state."""
+    try:
+        sums = _SUMS.validate_json((checkpoint / SUMS).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return sums if STATE in sums else None
+
+
+def _stored_state(checkpoint: Path) -> _State | None:
+    """What is read of a checkpoint's state here; None where it cannot be read."""
+    try:
+        return _STATE.validate_json((checkpoint / STATE).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def set_aside(checkpoints: Iterable[Path]) -> None:
@@ -89,7 +166,13 @@ def set_aside(checkpoints: Iterable[Path]) -> None:
 
 
 def publish(partial: Path, target: Path, update: int) -> None:
-    """Give a whole checkpoint its name, in one rename that survives a power cut."""
+    """Give a whole checkpoint its name, in one rename that survives a power cut.
+
+    Raises:
+        CheckpointError: its files are not those that were written, so it gets no name.
+    """
+    if wrong := _misfit(partial) or _gap(partial):
+        raise unwritten(target.parent, OSError(wrong))
     shutil.rmtree(target, ignore_errors=True)
     _flush_folder(partial)
     partial.rename(target)
@@ -100,13 +183,20 @@ def publish(partial: Path, target: Path, update: int) -> None:
 def retire(folder: Path, keep: KeepConfig) -> None:
     """Delete the checkpoints that `keep` does not name, and what interrupted saves left.
 
-    The newest stays in any case: it is deleted only when a newer one has been published.
+    The newest stays in any case: it is deleted only when a newer one has been published. What is
+    visibly damaged neither counts as one of those that stay nor is deleted.
     """
-    whole = complete(folder)
-    states = {path: read_json(path / STATE) for path in whole}
+    states: dict[Path, _State] = {}
+    for path in complete(folder):
+        wrong, state = _misfit(path), _stored_state(path)
+        if wrong is None and state is not None:
+            states[path] = state
+        else:
+            _LOG.warning("%s is damaged and is left as it is: %s", path, wrong)
+    whole = [*states]
     kept = {*whole[-keep.last :]}
     if keep.every is not None:
-        kept |= {path for path in whole if states[path]["update"] % keep.every == 0}
+        kept |= {path for path in whole if states[path].update % keep.every == 0}
     if keep.best is not None and (
         best := _best(states, keep.best, -1 if keep.best_is == "highest" else 1)
     ):
@@ -147,9 +237,9 @@ def unwritten(folder: Path, cause: BaseException) -> CheckpointError:
     )
 
 
-def _best(states: Mapping[Path, Mapping[str, Any]], metric: str, sign: int) -> Path | None:
+def _best(states: Mapping[Path, _State], metric: str, sign: int) -> Path | None:
     """The one whose metric, times `sign`, is lowest."""
-    found = {path: state["metrics"].get(metric, math.nan) for path, state in states.items()}
+    found = {path: state.metrics.get(metric, math.nan) for path, state in states.items()}
     measured = {path: sign * value for path, value in found.items() if math.isfinite(value)}
     return min(measured, key=lambda path: measured[path]) if measured else None
 

@@ -9,10 +9,12 @@ given up. Not here: what is written, and when it counts (`checkpoint_saver.py`).
 
 import ctypes
 import gc
+import io
 import multiprocessing
 import os
 import queue
 import signal
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +23,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import psutil
 import torch
@@ -31,6 +33,9 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron_reason.engine.checkpoint_folder import Sums, sums_of
 from megatron_reason.errors import CheckpointError
 from megatron_reason.logs import get_logger
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _LOG = get_logger(__name__)
 _PR_SET_PDEATHSIG = 1
@@ -203,17 +208,68 @@ def _touch(_: object) -> None:
 def _write_bucket(
     transforms: list[Any], index: int, bucket: tuple[Path, Any, Any]
 ) -> tuple[int, Sequence[Any] | Exception, Sums]:
-    """Write one file: results or what went wrong, and its sums.
+    """Write one file: results or what went wrong, and its sums, which are those of its content.
 
     Megatron's own way is a process for each file, which waits for ever when the one that started it
     is killed. Its part for a single file serves with queues of this process.
     """
+    summing = [_Summing(transform) for transform in transforms]
     results: queue.Queue[tuple[int, Sequence[Any] | Exception]] = queue.Queue()
     count: queue.Queue[int] = queue.Queue()
     count.put(index)
     writer: Any = filesystem_async.FileSystemWriterAsync
-    writer.write_preloaded_data(transforms, index, bucket, results, count, use_fsync=True)
+    writer.write_preloaded_data(summing, index, bucket, results, count, use_fsync=True)
     _, outcome = results.get()
     if isinstance(outcome, Exception):
         return index, outcome, {}
-    return index, outcome, sums_of([Path(bucket[0])], durable=True)
+    path = Path(bucket[0])
+    sums = sums_of([path], durable=True)
+    if any(sums[path.name] != (one.size, one.crc) for one in summing):
+        reason = f"{path.name} reads back otherwise than it was written"
+        return index, OSError(reason), {}
+    return index, outcome, sums
+
+
+class _Summing:
+    """Megatron's transform of what goes into a file, which also sums what it lets through.
+
+    Args:
+        transform: torch's; it is given the file, and what it returns is written to.
+    """
+
+    def __init__(self, transform: Any) -> None:  # noqa: ANN401 - torch keeps its type to itself
+        self._transform = transform
+        self.size = 0
+        self.crc = 0
+
+    def transform_save_stream(
+        self,
+        item: Any,  # noqa: ANN401 - passed on
+        stream: BinaryIO,
+    ) -> tuple[Any, list[str]]:
+        """What the tensor or the bytes `item` are to be written to, and torch's words for it."""
+        return self._transform.transform_save_stream(item, _Tap(self, stream))
+
+    def add(self, block: "ReadableBuffer") -> None:
+        """Count what goes into the file."""
+        view = memoryview(block)
+        self.size += view.nbytes
+        self.crc = zlib.crc32(view, self.crc)
+
+
+class _Tap(io.RawIOBase):
+    """The way into a file, past `_Summing`; closing it leaves the file open."""
+
+    def __init__(self, sums: _Summing, stream: BinaryIO) -> None:
+        self._sums = sums
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, block: "ReadableBuffer") -> int:
+        self._sums.add(block)
+        return self._stream.write(block)
+
+    def flush(self) -> None:
+        self._stream.flush()

@@ -5,7 +5,7 @@ supervised positions reach the LM head. Not here: anything a particular method d
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from megatron_reason.models.build import head_weight, stats_backend, vocab_size
 from megatron_reason.models.packed import own_places, pack_of
 from megatron_reason.ops.streaming import streamed_loss
 from megatron_reason.ops.token_stats import HeadOptions, chosen_backend, token_stats
-from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
+from megatron_reason.schema.batch import PackedBatch, Role, Stat, TokenStats
 from megatron_reason.schema.method import Term
 from megatron_reason.schema.metrics import StepMetrics
 from megatron_reason.schema.topology import Topology
@@ -45,6 +45,13 @@ class Head:
     """What the logits are divided by."""
     reference: nn.Module | None = None
     """This rank's stage of the reference model, whose LM head turns its hidden states to logits."""
+    stats: frozenset[Stat] = frozenset()
+    """What a method asks for: of these, `TOP1` and `SUM_P2` are computed only where asked for."""
+
+    @property
+    def extras(self) -> frozenset[Stat]:
+        """Those that are not computed anyway, nor with the reference."""
+        return self.stats & {Stat.TOP1, Stat.SUM_P2}
 
 
 PLAIN = Head()
@@ -84,7 +91,8 @@ def batch_loss(
     """A micro-batch's share of the loss, its statistics, and its share of every term's mean.
 
     The gradient of the head is formed while its logits are there, wherever a token's loss needs no
-    other token's statistics, nor a reference's distribution.
+    other token's statistics, nor a reference's distribution, nor statistics beyond those that every
+    method gets.
 
     Args:
         model: this rank's last pipeline stage.
@@ -93,7 +101,7 @@ def batch_loss(
         topology: this rank's place.
         spec: the loss.
     """
-    is_streamed = not spec.whole_sequences and batch.ref_hidden_ND is None
+    is_streamed = not (spec.whole_sequences or spec.head.extras) and batch.ref_hidden_ND is None
     if is_streamed and chosen_backend(stats_backend(model)) == "torch":
         return _streamed(model, hidden, batch, topology, spec)
     stats = batch_stats(model, hidden, batch, topology, spec.head)
@@ -190,9 +198,10 @@ def batch_stats(
         vocab_size=vocab_size(model),
         backend=stats_backend(model),
         options=head.options,
+        extras=head.extras,
         reference=compared,
     )
-    return _aligned(share.completed(stats), batch)
+    return _aligned(replace(share.completed(stats), **_completed_extras(stats, share)), batch)
 
 
 def _rows(hidden: Tensor, batch: PackedBatch, topology: Topology, share: Share) -> Tensor:
@@ -217,13 +226,22 @@ def _hidden(model: nn.Module, batch: PackedBatch, topology: Topology) -> Tensor:
     )
 
 
+def _completed_extras(stats: TokenStats, share: Share) -> dict[str, Tensor]:
+    """Statistics [N] without a gradient, from those of each rank's own tokens."""
+    own = {name: getattr(stats, name) for name in ("top1_prob_T", "is_top1_T", "sum_p2_T")}
+    found: dict[str, Tensor] = {}
+    for name, value_M in own.items():
+        if value_M is not None:
+            number_M = value_M.to(stats.logprob_T.dtype)
+            whole_N = share.completed(TokenStats(number_M, number_M)).logprob_T
+            found[name] = whole_N.to(value_M.dtype)
+    return found
+
+
 def _aligned(stats: TokenStats, batch: PackedBatch) -> TokenStats:
     """Statistics [N] of the supervised positions as [T], 0 elsewhere."""
-    return TokenStats(
-        _scattered(stats.logprob_T, batch),
-        _scattered(stats.entropy_T, batch),
-        None if stats.kl_ref_T is None else _scattered(stats.kl_ref_T, batch),
-    )
+    present = {name: value for name, value in vars(stats).items() if value is not None}
+    return TokenStats(**{name: _scattered(value_N, batch) for name, value_N in present.items()})
 
 
 def _scattered(value_N: Tensor, batch: PackedBatch) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_reason import platform
 from megatron_reason.config.train import BatchConfig, OptimConfig, TrainConfig
 from megatron_reason.engine.aggregation import global_counts, means_of
 from megatron_reason.engine.forward import Head, LossSpec, training_step
@@ -49,8 +50,16 @@ def update(
         **stepped,
         "train/nonfinite_skipped": float(guard.skipped),
         "perf/tokens_per_s": num_tokens / seconds,
+        "perf/peak_mem_gb": _largest(platform.peak_memory_gb()),
         "time/step": seconds,
     }
+
+
+def _largest(value: float) -> float:
+    """The largest of all ranks' values."""
+    largest = torch.tensor(value, dtype=torch.float64, device=platform.device())
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return float(largest)
 
 
 def check_batch(samples: Sequence[TokenizedSample], state: TrainState) -> None:
@@ -107,11 +116,11 @@ def accumulate(
     models = Models(trainable.model, trainable.reference, topology)
     batches = fill_frozen(models, method, batches, samples, state)
     counts = global_counts(terms, batches, topology, trainable.device)
-    spec = LossSpec(
-        terms, method.token_losses, counts,
-        Head(temperature=method.temperature, reference=trainable.reference),
-        whole_sequences=method.required().whole_sequences,
+    needs = method.required()
+    head = Head(
+        temperature=method.temperature, reference=trainable.reference, stats=needs.stats
     )  # fmt: skip
+    spec = LossSpec(terms, method.token_losses, counts, head, whole_sequences=needs.whole_sequences)
     local = backpropagate(trainable, batches, spec)
     return terms, _reduced(local, topology, trainable.device)
 

@@ -2,9 +2,10 @@
 
 Requests go to whichever server has room. Token ids go out and come back; every answer says by which
 weights it was made, and one made by others than ours counts as a death, because a server that
-started again in the meantime has the weights of its folder. Any failure of any server ends the
-request; `OwnedEngine` then waits until all answer again, refills them, and asks for what is
-missing. Not here: the servers (`vllm_server.py`), their side of the weights (`vllm_transfer.py`).
+started again in the meantime has the weights of its folder. Any failure of any server, and any
+answer that cannot be read, ends the request; `OwnedEngine` then waits until all answer again,
+refills them, and asks for what is missing. Not here: the servers (`vllm_server.py`), their side of
+the weights (`vllm_transfer.py`).
 """
 
 import secrets
@@ -16,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+from pydantic import BaseModel, Field, ValidationError
 
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
@@ -34,6 +36,7 @@ from megatron_reason.schema.records import Finish
 
 _POLL_S = 0.5
 _HEALTH_TIMEOUT_S = 5.0
+_GENERATE = "inference/v1/generate"
 _PLACES = 2
 """One bucket is filled while the engines load the other."""
 
@@ -48,6 +51,62 @@ class _Job:
     sample: int
     ids: tuple[int, ...]
     seed: int
+
+
+class _Told(BaseModel):
+    """What a server says of a token."""
+
+    logprob: float
+
+
+class _Logprobs(BaseModel):
+    content: tuple[_Told, ...]
+
+
+class _Span(BaseModel):
+    """Tokens in a row that were drawn from the same weights."""
+
+    version: str
+
+
+class _Choice(BaseModel):
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    weight_versions: tuple[_Span, ...]
+    logprobs: _Logprobs | None = None
+
+
+class _Answer(BaseModel):
+    """What a server answers to token ids."""
+
+    choices: tuple[_Choice]
+    prompt_logprobs: tuple[dict[int, _Told] | None, ...] | None = None
+
+
+class _ModelInfo(BaseModel):
+    max_model_len: int
+    logprobs_mode: str
+
+
+class _TransferInfo(BaseModel):
+    backend: str
+
+
+class _Settings(BaseModel):
+    # pydantic has another use for the name `model_config`.
+    model: _ModelInfo = Field(alias="model_config")
+    transfer: _TransferInfo | None = Field(alias="weight_transfer_config")
+
+
+class _ServerInfo(BaseModel):
+    """What a server says of itself."""
+
+    vllm_config: _Settings
+
+
+_Parsed = TypeVar("_Parsed", bound=BaseModel)
+_Result = tuple[_Job, Completion] | Future[None]
+"""A continuation, or a worker that has ended."""
 
 
 class ServerEngine(OwnedEngine):
@@ -151,14 +210,14 @@ class ServerEngine(OwnedEngine):
 
     def _check(self, url: str) -> None:
         """Refuse a server with other settings than ours."""
-        found = self._ask(url, "server_info?config_format=json", None)["vllm_config"]
-        model, transfer = found["model_config"], found["weight_transfer_config"] or {}
-        settings = {
-            "max_model_len": (model["max_model_len"], self._config.max_model_len),
-            "weight transfer": (transfer.get("backend"), TCP),
+        found = self._parsed(url, "server_info?config_format=json", None, _ServerInfo).vllm_config
+        backend = None if found.transfer is None else found.transfer.backend
+        settings: dict[str, tuple[object, object]] = {
+            "max_model_len": (found.model.max_model_len, self._config.max_model_len),
+            "weight transfer": (backend, TCP),
         }
         if self._config.logprobs == "sampler":
-            settings["logprobs"] = (model["logprobs_mode"], LOGPROBS["sampler"])
+            settings["logprobs"] = (found.model.logprobs_mode, LOGPROBS["sampler"])
         for name, (theirs, ours) in settings.items():
             if theirs != ours:
                 raise ConfigError(
@@ -175,13 +234,15 @@ class ServerEngine(OwnedEngine):
             for index, request in enumerate(requests)
             for sample, seed in enumerate(request.seeds)
         )
-        results: Queue[tuple[_Job, Completion] | GenerationError] = Queue()
+        results: Queue[_Result] = Queue()
         given_up = Event()
         for url in self._urls:
             for _ in range(self._config.max_num_seqs):
-                self._threads.submit(
+                worker = self._threads.submit(
                     self._work, url, jobs, sampling, stop_token_ids, results, given_up
                 )
+                # What a worker cannot go on with, whatever it is, is raised by `_next`.
+                worker.add_done_callback(results.put)
         found: list[dict[int, Completion]] = [{} for _ in requests]
         left = len(requests)
         is_complete = False
@@ -201,7 +262,7 @@ class ServerEngine(OwnedEngine):
     def _work(
         self, url: str, jobs: deque[_Job], sampling: SamplingConfig,
         stop_token_ids: tuple[int, ...],
-        results: "Queue[tuple[_Job, Completion] | GenerationError]", given_up: Event,
+        results: Queue[_Result], given_up: Event,
     ) -> None:  # fmt: skip
         """Draw one continuation after the other from a server, until none is left."""
         while not given_up.is_set():
@@ -209,32 +270,28 @@ class ServerEngine(OwnedEngine):
                 job = jobs.popleft()
             except IndexError:
                 return
-            try:
-                results.put((job, self._completed(url, job, sampling, stop_token_ids)))
-            except GenerationError as error:
-                results.put(error)
-                return
+            results.put((job, self._completed(url, job, sampling, stop_token_ids)))
 
-    def _next(
-        self, results: "Queue[tuple[_Job, Completion] | GenerationError]"
-    ) -> tuple[_Job, Completion]:
-        try:
-            result = results.get(timeout=self._config.request_timeout_s)
-        except Empty:
-            raise EngineDiedError(
-                ", ".join(self._urls),
-                f"no response was finished in {self._config.request_timeout_s:.0f} s.",
-                "Look at the servers' logs; raise engine.request_timeout_s if they are only slow.",
-            ) from None
-        if isinstance(result, GenerationError):
-            raise result
-        return result
+    def _next(self, results: Queue[_Result]) -> tuple[_Job, Completion]:
+        while True:
+            try:
+                result = results.get(timeout=self._config.request_timeout_s)
+            except Empty:
+                raise EngineDiedError(
+                    ", ".join(self._urls),
+                    f"no response was finished in {self._config.request_timeout_s:.0f} s.",
+                    "Look at the servers' logs; raise engine.request_timeout_s if they are only "
+                    "slow.",
+                ) from None
+            if not isinstance(result, Future):
+                return result
+            result.result()
 
     def _completed(
         self, url: str, job: _Job, sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
     ) -> Completion:
         is_greedy = not sampling.temperature
-        answer = self._ask(url, "inference/v1/generate", {
+        (choice,) = self._parsed(url, _GENERATE, {
             "token_ids": job.ids,
             "sampling_params": {
                 "temperature": sampling.temperature,
@@ -247,22 +304,25 @@ class ServerEngine(OwnedEngine):
                 "logprobs": 0,
                 "detokenize": False,
             },
-        })  # fmt: skip
-        (choice,) = answer["choices"]
-        self._check_label(url, choice["weight_versions"])
-        ids, told = tuple(choice["token_ids"]), choice["logprobs"]["content"]
-        finish = finish_of(url, choice["finish_reason"])
-        logprobs = tuple(float(token["logprob"]) for token in told)
-        assert len(ids) == len(logprobs), f"{len(ids)} tokens, {len(logprobs)} log-probs"
-        return Completion(ids, logprobs, finish, self._policy_version)
+        }, _Answer).choices  # fmt: skip
+        finish = finish_of(url, choice.finish_reason)
+        told = () if choice.logprobs is None else choice.logprobs.content
+        # At least one token was asked for; an answer without any would be trained on as one.
+        if not choice.token_ids or len(told) != len(choice.token_ids):
+            raise _unreadable(
+                url, _GENERATE, f"{len(choice.token_ids)} tokens with {len(told)} log-probs"
+            )
+        self._check_label(url, choice.weight_versions)
+        logprobs = tuple(token.logprob for token in told)
+        return Completion(choice.token_ids, logprobs, finish, self._policy_version)
 
-    def _check_label(self, url: str, spans: Sequence[Mapping[str, Any]]) -> None:
+    def _check_label(self, url: str, spans: Sequence[_Span]) -> None:
         """Refuse what other weights than ours have made."""
-        others = {span["version"] for span in spans} - {self._label}
-        if others:
+        found = {span.version for span in spans}
+        if found != {self._label}:
             raise EngineDiedError(
                 url,
-                f"it answered with weights called {sorted(others)}, not {self._label!r}: it was "
+                f"it answered with weights called {sorted(found)}, not {self._label!r}: it was "
                 "started again, or has another trainer.",
                 "Give every trainer servers of its own.",
             )
@@ -276,16 +336,26 @@ class ServerEngine(OwnedEngine):
 
     def _scored(self, url: str, ids: tuple[int, ...]) -> list[float]:
         asked = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
-        answer = self._ask(
-            url, "inference/v1/generate", {"token_ids": ids, "sampling_params": asked}
-        )
-        self._check_label(url, answer["choices"][0]["weight_versions"])
-        following = zip(answer["prompt_logprobs"][1:], ids[1:], strict=True)
-        return [float(at[str(token)]["logprob"]) for at, token in following]
+        body = {"token_ids": ids, "sampling_params": asked}
+        answer = self._parsed(url, _GENERATE, body, _Answer)
+        self._check_label(url, answer.choices[0].weight_versions)
+        told = answer.prompt_logprobs or ()
+        following = [
+            at[token].logprob
+            for at, token in zip(told[1:], ids[1:], strict=False)
+            if at is not None and token in at
+        ]
+        if len(told) != len(ids) or len(following) != len(ids) - 1:
+            raise _unreadable(
+                url, _GENERATE, f"log-probs of {len(following)} tokens, {len(ids) - 1} were asked"
+            )
+        return following
 
     def _exchange(self) -> None:
         label = f"{self._nonce}-folder-{self._policy_version + 1}"
         folder = {"weights_path": str(self._folder.resolve())}
+        # A trainer that was killed in a sync, or another server that was, left one half done.
+        self._ask_all("collective_rpc", {"method": "abandon_update"})
         self._ask_all("collective_rpc", {"method": "reload_weights", "kwargs": folder})
         self._ask_all("update_weight_version", {"new_version": label})
         self._settle(label)
@@ -329,6 +399,22 @@ class ServerEngine(OwnedEngine):
     def _begin_all(self, path: str, body: Mapping[str, Any]) -> list[Future[Any]]:
         return [self._threads.submit(self._ask, url, path, body) for url in self._urls]
 
+    def _parsed(
+        self, url: str, path: str, body: Mapping[str, Any] | None, kind: type[_Parsed]
+    ) -> _Parsed:
+        """What a server answers, as `_ask` gets it.
+
+        Raises:
+            EngineDiedError: no answer, or one of another form.
+        """
+        answer = self._ask(url, path, body)
+        try:
+            return kind.model_validate(answer)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "all of it"
+            raise _unreadable(url, path, f"{where}: {first['msg']}") from error
+
     def _ask(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:  # noqa: ANN401
         """JSON that a server answers; without a body the request is a GET.
 
@@ -350,7 +436,10 @@ class ServerEngine(OwnedEngine):
                 "Look at the server's log; the same command goes on where this one stopped.",
             ) from error
         if answer.is_success:
-            return answer.json() if answer.content else None
+            try:
+                return answer.json() if answer.content else None
+            except ValueError as error:
+                raise _unreadable(url, path, f"no JSON: {answer.text[:200]!r}") from error
         kind = EngineDiedError if answer.is_server_error else GenerationError
         raise kind(url, f"'{path}' answered {answer.status_code}: {answer.text[:1500]}",
                    "Look at the server's log.")  # fmt: skip
@@ -367,6 +456,14 @@ def finish_of(url: str, reason: str) -> Finish:
             url, f"it ended an answer with {reason!r}.", "Its own log says why; ask again."
         )
     return Finish(reason)
+
+
+def _unreadable(url: str, path: str, what: str) -> EngineDiedError:
+    return EngineDiedError(
+        url,
+        f"its answer to '{path}' cannot be read ({what}).",
+        "Look at the server's log, and at what stands between it and the trainer.",
+    )
 
 
 def _finished(futures: Iterable[Future[Any]]) -> None:

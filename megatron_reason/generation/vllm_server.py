@@ -31,6 +31,7 @@ from megatron_reason.logs import get_logger
 ENTRY = f"{__name__}:enter"
 _POLL_S = 0.5
 _HEALTH_TIMEOUT_S = 5.0
+_HEALTH_EVERY_S = 5.0
 _CLOSE_TIMEOUT_S = 10.0
 _EVERYWHERE = ("0.0.0.0", "::")
 
@@ -73,12 +74,15 @@ def free_port(host: str) -> int:
 
 
 def serve(serving: Serving) -> None:
-    """Serve until SIGTERM or SIGINT; a server that dies is started again.
+    """Serve until SIGTERM or SIGINT; a server that dies or hangs is started again.
+
+    It hangs if `/health` was not answered for `engine.request_timeout_s` seconds; a busy server
+    answers that, because vLLM's engine is a process of its own.
 
     Raises:
         ConfigError: the port is taken.
-        EngineDiedError: it died more often in a row than `engine.max_restarts` allows, or did not
-            start in time.
+        EngineDiedError: it died or hung more often in a row than `engine.max_restarts` allows, or
+            did not start in time.
         StoppedError: SIGUSR1 told it that its time is over; it may be started again elsewhere.
     """
     _probed(serving.host, serving.port)
@@ -93,10 +97,7 @@ def serve(serving: Serving) -> None:
                 _log.info("vLLM serves %s at %s", serving.folder, serving.url)
                 deaths = 0
                 _registered(serving, is_up=True)
-            while child.is_alive and not ended.is_asked:
-                time.sleep(_POLL_S)
-            if not ended.is_asked:
-                raise EngineDiedError(serving.url, "the server ended.", f"See {serving.log_path}.")
+            _watch(serving, child, ended)
         except EngineDiedError as error:
             deaths += 1
             if deaths > serving.config.max_restarts:
@@ -176,6 +177,30 @@ def _await_start(serving: Serving, child: Child, ended: _Ended) -> None:
         if not child.is_alive or time.monotonic() > deadline:
             what = "did not answer in time." if child.is_alive else "ended while it started."
             raise EngineDiedError(serving.url, f"the server {what}", f"See {serving.log_path}.")
+        time.sleep(_POLL_S)
+
+
+def _watch(serving: Serving, child: Child, ended: _Ended) -> None:
+    """Wait until this process is asked to end.
+
+    Raises:
+        EngineDiedError: the server ended before, or hangs.
+    """
+    patience_s = serving.config.request_timeout_s
+    answered = asked = time.monotonic()
+    while not ended.is_asked:
+        if not child.is_alive:
+            raise EngineDiedError(serving.url, "the server ended.", f"See {serving.log_path}.")
+        if time.monotonic() - asked >= _HEALTH_EVERY_S:
+            asked = time.monotonic()
+            if is_healthy(serving.url):
+                answered = time.monotonic()
+            elif time.monotonic() - answered > patience_s:
+                raise EngineDiedError(
+                    serving.url,
+                    f"the server hangs: no answer to /health for {patience_s:.0f} s.",
+                    f"See {serving.log_path}; raise engine.request_timeout_s if it was only slow.",
+                )
         time.sleep(_POLL_S)
 
 

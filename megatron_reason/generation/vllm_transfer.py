@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -36,6 +37,18 @@ from megatron_reason.generation.buckets import (
 
 class WorkerExtension:
     """What is added to vLLM's worker; its being imported registers the transport."""
+
+    def abandon_update(self) -> None:
+        """End an update whose trainer went away, or one that failed; nothing happens without one.
+
+        Some weights are then new and some old, until all are loaded again. Without this vLLM
+        refuses the next update, or counts what the layers got before as part of it.
+        """
+        worker: Any = self
+        with set_current_vllm_config(worker.vllm_config):
+            worker.weight_transfer_engine.abandon_weight_update()
+        worker.weight_transfer_engine.reset_weight_update_target()
+        worker._weight_update_active = False
 
     def refresh_heads(self) -> None:
         """Pack every LM head's matrix anew, where vLLM packs at all.
@@ -121,6 +134,17 @@ class BucketTransfer(WeightTransferEngine[NoInit, Info], Generic[Info]):
 
     def finish_weight_update(self) -> None:
         """Put the layers back to work."""
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def abandon_weight_update(self) -> None:
+        """Put the layers back to work, those that are not complete as they were before."""
+        layers = [get_layerwise_info(layer) for layer in self.model.modules()]
+        if not any(layer.can_load() for layer in layers):
+            return
+        for layer in layers:
+            # vLLM would load half a layer into new memory; of one that got nothing it keeps all.
+            layer.load_numel = 0
+            layer.loaded_weights = []
         finalize_layerwise_reload(self.model, self.model_config)
 
     def _keep_pending(self, memory: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -37,9 +37,12 @@ _BOOTSTRAP = (
     "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
 )
-# srun's label of the node, then torchrun's of the rank.
-_RANK_PREFIX = re.compile(r"^(?:\s*\d+: )?(?:\[(?:rank|default)?(\d+)\]:\s?)*")
+# srun's label of the node, then torchrun's and torch's of the rank: on the node, and of all.
+_RANK_PREFIX = re.compile(
+    r"^(?:\s*\d+: )?(?:\[(?:default(?P<local>\d+)|rank(?P<rank>\d+)|\d+)\]:\s?)*"
+)
 _NOTE = re.compile(r"^rank \d+, ")
+_TORCHRUN_REPORT = "ChildFailedError"
 _TRACEBACK = "Traceback (most recent call last):"
 _INTERRUPTED = re.compile(r"\bStoppedError  (.*)$")
 # What the processes that are left say when others went away with their machine.
@@ -48,6 +51,11 @@ _LOST_PEER = re.compile(
     r"NCCL communicator was aborted|Watchdog caught collective|failed to connect|Socket Timeout|"
     r"DistNetworkError|DistStoreError|RendezvousTimeout|No route to host|Connection timed out",
     re.IGNORECASE,
+)
+# What torchrun says of each rank that failed.
+_FAILED = re.compile(
+    r"^ *rank +: (?P<rank>\d+) \(local_rank: (?P<local>\d+)\)\n *exitcode +: (?P<code>-?\d+) ",
+    re.MULTILINE,
 )
 _KILLED = re.compile(r"Signal 9 \(SIGKILL\) received by PID")
 _REASON = re.compile(r"^megatron_reason\.errors\.\w+: (\w+Error)  (.*)$")
@@ -222,30 +230,71 @@ def says_peer_lost(text: str) -> bool:
 def _cause(output: bytes) -> list[str]:
     """The ranks' first error that is their own, else their first; the last lines where is none."""
     text = output.decode(errors="replace")
+    failed = [found.groupdict() for found in _FAILED.finditer(text)]
+    by_rank = _lines_by_rank(text, first=_first_rank(failed))
+    # torchrun's own report of the failure has no rank, nor has what a worker says before its ranks
+    # know each other.
+    unranked = _cause_of_rank(by_rank.pop("", []))
+    if unranked and _TORCHRUN_REPORT not in unranked[-1]:
+        unranked = _naming(unranked, [one["rank"] for one in failed if int(one["code"]) > 0])
+    causes = [
+        _naming(found, [rank])
+        for rank, lines in by_rank.items()
+        if (found := _cause_of_rank(lines))
+    ]
+    own = [found for found in causes if not says_peer_lost("\n".join(found))]
+    if not own and _KILLED.search(text):
+        killed = [one["rank"] for one in failed if int(one["code"]) == -signal.SIGKILL]
+        who = f"{_ranks(killed) or 'a worker'} {'were' if len({*killed}) > 1 else 'was'}"
+        own = [[f"{who} killed (SIGKILL), as the kernel does when memory runs out."]]
+    tail = ["the log ends with:", *plain_lines(output)[-_TAIL_LINES:]]
+    return next(iter([*own, *causes]), unranked or tail)
+
+
+def _first_rank(failed: Sequence[Mapping[str, str]]) -> int:
+    """First rank of the node whose torchrun reports these; 0 where there are none."""
+    return next((int(one["rank"]) - int(one["local"]) for one in failed), 0)
+
+
+def _lines_by_rank(text: str, *, first: int) -> dict[str, list[str]]:
+    """Lines of each rank, "" being nobody's; on this node they count from `first`."""
     by_rank: dict[str, list[str]] = {}
     for line in text.splitlines():
         prefix = _RANK_PREFIX.match(line)
-        rank = prefix[1] if prefix else None
-        by_rank.setdefault(rank or "", []).append(_RANK_PREFIX.sub("", line))
-    # torchrun's own report of the failure has no rank.
-    unranked = by_rank.pop("", [])
-    causes = [found for lines in by_rank.values() if (found := _cause_of_rank(lines))]
-    own = [found for found in causes if not says_peer_lost("\n".join(found))]
-    if not own and _KILLED.search(text):
-        own = [["a worker was killed (SIGKILL), as the kernel does when memory runs out."]]
-    tail = ["the log ends with:", *plain_lines(output)[-_TAIL_LINES:]]
-    return next(iter([*own, *causes]), _cause_of_rank(unranked) or tail)
+        assert prefix is not None, "everything in the pattern is optional"
+        local = prefix["local"]
+        rank = prefix["rank"] or (str(first + int(local)) if local else "")
+        by_rank.setdefault(rank, []).append(_RANK_PREFIX.sub("", line))
+    return by_rank
 
 
 def _cause_of_rank(lines: list[str]) -> list[str]:
-    """A worker's own ReasonError, else its first traceback; empty where is neither."""
+    """A worker's own ReasonError, else its first traceback, with its notes; empty where is none."""
     for index, line in enumerate(lines):
         if found := _REASON.match(line):
-            return [line[found.start(1) :], *lines[index + 1 : index + 3]]
+            rest = itertools.dropwhile(_is_indented, lines[index + 3 :])
+            notes = itertools.takewhile(_NOTE.match, rest)
+            return [line[found.start(1) :], *lines[index + 1 : index + 3], *notes]
     first = next((index for index, line in enumerate(lines) if line.startswith(_TRACEBACK)), None)
     if first is None:
         return []
     inner = range(first + 1, len(lines))
-    end = next((index for index in inner if not lines[index].startswith(" ")), len(lines) - 1)
+    end = next((index for index in inner if not _is_indented(lines[index])), len(lines) - 1)
     notes = itertools.takewhile(_NOTE.match, lines[end + 1 :])
     return [_TRACEBACK, *lines[max(first + 1, end - _TAIL_LINES) : end + 1], *notes]
+
+
+def _is_indented(line: str) -> bool:
+    return line.startswith(" ")
+
+
+def _naming(cause: list[str], ranks: Sequence[str]) -> list[str]:
+    """`cause` with a last line that says whose it is, unless a note of its own does."""
+    return cause if not ranks or _NOTE.match(cause[-1]) else [*cause, _ranks(ranks)]
+
+
+def _ranks(numbers: Sequence[str]) -> str:
+    """The ranks in words; empty where there are none."""
+    ordered = sorted({*numbers}, key=int)
+    word = "rank" if len(ordered) == 1 else "ranks"
+    return f"{word} {', '.join(ordered)}" if ordered else ""

@@ -15,10 +15,13 @@ from megatron_reason.methods._surrogate import (
     PolicyConfig,
     PolicyMethod,
     Surrogate,
+    bonus_losses,
+    penalty_losses,
+    penalty_terms,
     policy_term,
 )
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
-from megatron_reason.schema.method import EVERYTHING, ChunkMean, Term, TrainState
+from megatron_reason.schema.method import EVERYTHING, ChunkMean, Term, TrainState, Where
 
 
 class HybridConfig(PolicyConfig):
@@ -35,8 +38,8 @@ class HybridConfig(PolicyConfig):
     mean: ChunkMean = "sum_over_constant"
     """Aggregation of the policy loss over the global batch."""
     policy_weight: float = Field(default=1.0, ge=0)
-    """Weight of the policy loss. The released runs average the gradients of their ranks: 1/8 on 8,
-    where the loss is not divided by the number of sequences."""
+    """Weight of the policy loss and its KL penalty. The released runs average the gradients of
+    their ranks: 1/8 on 8, where the loss is not divided by the number of sequences."""
     entropy_bonus: float = Field(default=0.001, ge=0)
     """Weight of the mean entropy over every token, demonstrations included."""
     sft_weight: float = Field(default=1.0, ge=0)
@@ -56,31 +59,32 @@ class HybridMethod(PolicyMethod[H], Generic[H]):
         config = self.config
         return [
             policy_term(config, coef=config.policy_weight),
+            *penalty_terms(config, config.policy_weight),
             sft_term(config),
             *bonus_terms(config),
         ]
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """-A r of rollouts, -log p of demonstrations."""
+        """-A r of rollouts, -log p of demonstrations, and what the settings add."""
         policy_T = Surrogate.of(stats, batch, self.config).loss_T()
         losses = {"pg": policy_T, "sft": -stats.logprob_T}
-        return losses | bonus_losses(stats, self.config)
+        penalty = penalty_losses(stats, batch, self.config)
+        return losses | penalty | bonus_losses(stats, self.config)
 
 
 def sft_term(config: HybridConfig) -> Term:
     """The likelihood of demonstrations."""
-    weight = config.sft_weight
-    return Term("sft", Role.DEMO, mean=config.sft_mean, coef=weight, chunk=config.chunk)
+    return _likelihood_term(config, "sft", Role.DEMO, config.sft_weight)
 
 
 def bonus_terms(config: HybridConfig) -> list[Term]:
     """The entropy bonus over every token, if there is one."""
     if not config.entropy_bonus:
         return []
-    mean, weight = config.sft_mean, -config.entropy_bonus
-    return [Term("entropy_bonus", EVERYTHING, mean=mean, coef=weight, chunk=config.chunk)]
+    return [_likelihood_term(config, "entropy_bonus", EVERYTHING, -config.entropy_bonus)]
 
 
-def bonus_losses(stats: TokenStats, config: HybridConfig) -> dict[str, Tensor]:
-    """Values [T] of `bonus_terms`."""
-    return {"entropy_bonus": stats.entropy_T} if config.entropy_bonus else {}
+def _likelihood_term(config: HybridConfig, name: str, over: Role | Where, coef: float) -> Term:
+    """A term averaged as the settings say for the likelihood of demonstrations."""
+    mean, length = config.sft_mean, config.max_response_length
+    return Term(name, over, mean=mean, coef=coef, constant=length, chunk=config.chunk)

@@ -45,7 +45,8 @@ class PolicyConfig(RolloutConfig):
     max_response_length: int = Field(default=8192, ge=1)
     """Generation budget in tokens; the constant of aggregations that divide by one."""
     kl_weight: float = Field(default=0.0, ge=0)
-    """Weight of a KL penalty to the reference model; 0 needs no reference model."""
+    """Weight of a KL penalty of rollouts to the reference model, averaged as the policy loss is; 0
+    needs no reference model."""
     kl_kind: KLKind = "k3"
     """Estimator of that penalty; `k3_plus` has the value of k3 and the gradient of k2."""
     entropy_bonus: float = Field(default=0.0, ge=0)
@@ -106,24 +107,47 @@ def policy_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
         Term("policy/clipfrac_low", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
         Term("policy/clipfrac_high", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
     ]
-    if config.kl_weight:
-        terms.append(policy_term(config, name="kl", coef=coef * config.kl_weight))
-    if config.entropy_bonus:
-        weight = -coef * config.entropy_bonus
-        terms.append(Term("entropy_bonus", over=Role.ROLLOUT, mean="token_mean", coef=weight))
-    return terms
+    return [*terms, *penalty_terms(config, coef), *rollout_bonus_terms(config, coef)]
+
+
+def penalty_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
+    """The KL penalty over the rollouts, if there is one."""
+    weight = coef * config.kl_weight
+    return [policy_term(config, name="kl", coef=weight)] if config.kl_weight else []
+
+
+def rollout_bonus_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
+    """The entropy bonus over the rollouts, if there is one."""
+    if not config.entropy_bonus:
+        return []
+    weight = -coef * config.entropy_bonus
+    return [Term("entropy_bonus", over=Role.ROLLOUT, mean="token_mean", coef=weight)]
 
 
 def policy_losses(stats: TokenStats, batch: PackedBatch, config: PolicyConfig) -> dict[str, Tensor]:
     """Values [T] of `policy_terms`."""
     surrogate = Surrogate.of(stats, batch, config)
-    losses = {"pg": surrogate.loss_T(), **surrogate.measures()}
-    if config.kl_weight:
-        assert batch.ref_logprob_T is not None, f"the engine fills {Frozen.REF_LOGPROB}"
-        losses["kl"] = kl_estimate(stats.logprob_T, batch.ref_logprob_T, config.kl_kind)
-    if config.entropy_bonus:
-        losses["entropy_bonus"] = stats.entropy_T
-    return losses
+    return {
+        "pg": surrogate.loss_T(),
+        **surrogate.measures(),
+        **penalty_losses(stats, batch, config),
+        **bonus_losses(stats, config),
+    }
+
+
+def penalty_losses(
+    stats: TokenStats, batch: PackedBatch, config: PolicyConfig
+) -> dict[str, Tensor]:
+    """Values [T] of `penalty_terms`."""
+    if not config.kl_weight:
+        return {}
+    assert batch.ref_logprob_T is not None, f"the engine fills {Frozen.REF_LOGPROB}"
+    return {"kl": kl_estimate(stats.logprob_T, batch.ref_logprob_T, config.kl_kind)}
+
+
+def bonus_losses(stats: TokenStats, config: PolicyConfig) -> dict[str, Tensor]:
+    """Values [T] of an entropy bonus, whichever tokens it covers."""
+    return {"entropy_bonus": stats.entropy_T} if config.entropy_bonus else {}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,11 @@ from megatron_reason.methods._surrogate import (
     PolicyConfig,
     PolicyMethod,
     Surrogate,
+    bonus_losses,
+    penalty_losses,
+    penalty_terms,
     policy_term,
+    rollout_bonus_terms,
 )
 from megatron_reason.schema.batch import GlobalTokens, PackedBatch, Role, TokenStats
 from megatron_reason.schema.method import Frozen, Needs, Preset, Term, TrainState, method
@@ -106,9 +110,11 @@ class Cov(PolicyMethod[CovConfig]):
     )
 
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
-        """One policy term; how many tokens were chosen is measured beside it."""
+        """One policy term, and what the settings add; how many tokens were chosen is measured."""
         return [
             policy_term(self.config),
+            *penalty_terms(self.config),
+            *rollout_bonus_terms(self.config),
             Term("policy/cov_chosen", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
         ]
 
@@ -123,7 +129,14 @@ class Cov(PolicyMethod[CovConfig]):
             distance_T = (stats.logprob_T - surrogate.old_logprob_T).abs()
             penalty_T = torch.where(is_chosen_T, self.config.kl_beta * distance_T, 0.0)
             losses_T = -surrogate.advantage_T * surrogate.ratio_T + penalty_T
-        return {"pg": losses_T, "policy/cov_chosen": is_chosen_T.to(losses_T.dtype)}
+            if surrogate.weight_T is not None:
+                losses_T = surrogate.weight_T * losses_T
+        return {
+            "pg": losses_T,
+            "policy/cov_chosen": is_chosen_T.to(losses_T.dtype),
+            **penalty_losses(stats, batch, self.config),
+            **bonus_losses(stats, self.config),
+        }
 
     def coefficients(self, whole: GlobalTokens, state: TrainState) -> Tensor:
         """[N]: 1 for the chosen tokens, 0 for the others."""

@@ -8,7 +8,8 @@ Expect. Nobody solves a prompt: pure SFT. Every rollout has the full reward: the
 Deviations. D is the population's standard deviation, as the stated bound 1.55 = 3.1 / 2 demands;
 GRPO's own advantages use the sample's. The paper's eps_low of 0.8 is read as the bound 1 - 0.2
 (preset literal takes it at its word).
-Skipped prompts leave the denominator.
+Skipped prompts leave the denominator. A KL penalty or entropy bonus, which the paper has not,
+belongs to L_GRPO: alpha weighs it too.
 """
 
 import math
@@ -24,7 +25,11 @@ from megatron_reason.methods._surrogate import (
     PolicyConfig,
     PolicyMethod,
     Surrogate,
+    bonus_losses,
+    penalty_losses,
+    penalty_terms,
     policy_term,
+    rollout_bonus_terms,
 )
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
@@ -114,14 +119,21 @@ class LESE(PolicyMethod[LESEConfig]):
         return [
             Term("sft", over=Role.DEMO, mean="seq_mean_token_mean"),
             policy_term(self.config),
+            *penalty_terms(self.config),
+            *rollout_bonus_terms(self.config),
             Term("lese/alpha", over=Role.ROLLOUT, mean="seq_mean_token_mean", coef=0.0),
         ]
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """Likelihood and clipped surrogate, each times its prompt's factor."""
+        """Likelihood, and all that GRPO's loss is made of, each times its prompt's factor."""
         coef_T = batch.per_token(batch.coef_S).to(stats.logprob_T.dtype)
-        policy_T = Surrogate.of(stats, batch, self.config).loss_T()
-        return {"sft": -coef_T * stats.logprob_T, "pg": coef_T * policy_T, "lese/alpha": coef_T}
+        losses = {
+            "sft": -stats.logprob_T,
+            "pg": Surrogate.of(stats, batch, self.config).loss_T(),
+            **penalty_losses(stats, batch, self.config),
+            **bonus_losses(stats, self.config),
+        }
+        return {"lese/alpha": coef_T} | {name: coef_T * loss_T for name, loss_T in losses.items()}
 
     def credit(self, group: GroupOutcome) -> Credit:
         """Advantages from total rewards, and alpha."""

@@ -18,9 +18,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from megatron_reason.methods._hybrid import HybridConfig, bonus_losses, bonus_terms, sft_term
+from megatron_reason.methods._hybrid import HybridConfig, bonus_terms, sft_term
 from megatron_reason.methods._rollout import group_advantages
-from megatron_reason.methods._surrogate import PolicyMethod, Surrogate, policy_term
+from megatron_reason.methods._surrogate import (
+    PolicyMethod,
+    Surrogate,
+    bonus_losses,
+    penalty_losses,
+    penalty_terms,
+    policy_term,
+)
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
 from megatron_reason.schema.method import EVERYTHING, Needs, Preset, Term, TrainState, method
@@ -89,10 +96,11 @@ class LUFFY(PolicyMethod[LUFFYConfig]):
         is_shaped = config.demo_loss == "shaped"
         over = EVERYTHING if is_shaped else Role.ROLLOUT
         policy = policy_term(config, over=over, coef=config.policy_weight)
-        return [policy, *([] if is_shaped else [sft_term(config)]), *bonus_terms(config)]
+        penalty = penalty_terms(config, config.policy_weight)
+        return [policy, *penalty, *([] if is_shaped else [sft_term(config)]), *bonus_terms(config)]
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """-A r of rollouts, -A f(p) of demonstrations."""
+        """-A r of rollouts, -A f(p) of demonstrations, and what the settings add."""
         surrogate = Surrogate.of(stats, batch, self.config)
         losses = {"pg": surrogate.loss_T()}
         if self.config.demo_loss == "shaped":
@@ -102,7 +110,8 @@ class LUFFY(PolicyMethod[LUFFYConfig]):
             losses["pg"] = torch.where(is_demo_T, shaped_T, losses["pg"])
         else:
             losses["sft"] = -stats.logprob_T
-        return losses | bonus_losses(stats, self.config)
+        penalty = penalty_losses(stats, batch, self.config)
+        return losses | penalty | bonus_losses(stats, self.config)
 
     def credit(self, group: GroupOutcome) -> Credit:
         """Advantages over the group, the demonstration a member of it or not."""

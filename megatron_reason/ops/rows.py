@@ -109,8 +109,9 @@ def row_gradient(
             logq_TV = (ref_TV - stats.ref_max_logit_T[place, None]).sub_(
                 stats.ref_log_sum_T[place, None]
             )
+        own_T = _target_gradient(slab, shard, stats[place], grads[place], logq_TV)
         part_TV = _slab_gradient(soft, stats[place], grads[place], logq_TV)
-        _write(part_TV, grad_TV[place], grads.logprob_T[place], slab, shard, temperature)
+        _write(part_TV, grad_TV[place], own_T, slab, shard, temperature)
     grad_TV[:, shard.num_valid :] = 0
     return grad_TV
 
@@ -134,8 +135,9 @@ def row_stats_and_gradient(
         stats = _slab_stats(soft, memory, None, sum_p2=False, keep=True)
         whole.put(place, stats)
         grads = cotangents(stats, place)
+        own_T = _target_gradient(slab, shard, stats, grads, None)
         part_TV = _slab_gradient(soft, stats, grads, None)
-        _write(part_TV, slab.logits_TV, grads.logprob_T, slab, shard, temperature)
+        _write(part_TV, slab.logits_TV, own_T, slab, shard, temperature)
     rows.logits_TV[:, shard.num_valid :] = 0
     return whole.stats()
 
@@ -307,13 +309,37 @@ def _slab_gradient(
     return soft.prob_TV.mul_(slopes_TV)
 
 
+def _target_gradient(
+    slab: RowLogits, shard: VocabShard, stats: RowStats, grads: Cotangents,
+    logq_TV: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """[T]: what the target's own column gets, of use where it is among the columns.
+
+    Unlikelihood's cotangent of log p is p / (1 - p): next to p = 1 the difference of it and its
+    product with p has hardly a digit left, its product with 1 - p has them all.
+    """
+    logprob_T = stats.logprob_T.clamp(min=_NO_WEIGHT)
+    prob_T = logprob_T.exp()
+    own_T = -grads.logprob_T * torch.expm1(logprob_T)
+    if grads.entropy_T is not None:
+        own_T = own_T - grads.entropy_T * prob_T * (logprob_T + stats.entropy_T)
+    if logq_TV is not None:
+        assert grads.kl_T is not None, "only a divergence with a cotangent brings logq"
+        assert stats.kl_T is not None, "a divergence with a cotangent was computed"
+        column_T, _ = shard.local_target(slab.target_T)
+        logq_T = logq_TV.gather(1, column_T[:, None])[:, 0].clamp(min=_NO_WEIGHT)
+        own_T = own_T + grads.kl_T * prob_T * (logprob_T - logq_T - stats.kl_T)
+    return own_T
+
+
 def _write(
-    part_TV: Tensor, grad_TV: Tensor, grad_logprob_T: Tensor, slab: RowLogits,
-    shard: VocabShard, temperature: float,
+    part_TV: Tensor, grad_TV: Tensor, own_T: Tensor, slab: RowLogits, shard: VocabShard,
+    temperature: float,
 ) -> None:  # fmt: skip
-    """Add what only the target's column has, and store the real columns."""
+    """Put in what the target's column has, and store the real columns."""
     column_T, is_here_T = shard.local_target(slab.target_T)
-    part_TV.scatter_add_(1, column_T[:, None], (grad_logprob_T * is_here_T)[:, None])
+    there_T = part_TV.gather(1, column_T[:, None])[:, 0]
+    part_TV.scatter_(1, column_T[:, None], torch.where(is_here_T, own_T, there_T)[:, None])
     grad_TV[:, : shard.num_valid] = part_TV if temperature == 1 else part_TV.div_(temperature)
 
 

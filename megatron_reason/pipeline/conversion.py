@@ -221,8 +221,10 @@ def compare(left: Path, right: Path) -> Comparison:
 def _settings(source: Path, overrides: Sequence[str]) -> ConversionSettings:
     """What `overrides` say, with the data type of `source`; refuses layouts that do not fit."""
     hf_config, architecture = read_architecture(source)
-    dtype = str(read_json(source / "config.json").get("dtype") or hf_config.dtype)
-    presets = [f"model.path={source}", f"model.dtype={dtype.removeprefix('torch.')}"]
+    named = str(read_json(source / "config.json").get("dtype") or hf_config.dtype)
+    # Nothing is computed in float16 here; float32 holds each of its numbers, and gives it back.
+    dtype = {"float16": "float32"}.get(short := named.removeprefix("torch."), short)
+    presets = [f"model.path={source}", f"model.dtype={dtype}"]
     settings = load_config(None, [*presets, *overrides], ConversionSettings)
     check_topology(hf_config, architecture, settings.parallel)
     return settings

@@ -180,8 +180,7 @@ class _Planner:
         if variant.start is not None:
             inputs.append(train_name(variant.start))
         if (rollout := config.rollout_of(name)) is not None:
-            without = {"monitor", "reward_workers"}
-            described["rollout"] = rollout.model_dump(mode="json", exclude=without)
+            described["rollout"] = rollout.decisive()
             described |= self._engine()
             inputs.append(rollout.problems)
             if rollout.monitor is not None:

@@ -1,7 +1,8 @@
 """Whether a training run, stopped and resumed, is the run that was never stopped.
 
-2N updates at once against N updates, a new start, and N more: losses and final weights. Not here:
-saving and loading (`engine/checkpoint.py`).
+2N updates at once against N updates, a new start, and the rest: losses and final weights. A step
+that makes several updates is not cut, so the stop may come after more than N. Not here: saving and
+loading (`engine/checkpoint.py`).
 """
 
 import shutil
@@ -11,10 +12,10 @@ from pathlib import Path
 import polars as pl
 
 from megatron_reason.config.launch import LaunchConfig
-from megatron_reason.errors import CheckpointError
+from megatron_reason.errors import CheckpointError, ConfigError
 from megatron_reason.files import hash_file, write_json
 from megatron_reason.pipeline.workers import run_on_ranks
-from megatron_reason.tracking.jsonl import METRICS
+from megatron_reason.tracking.jsonl import METRICS, read_metrics
 from megatron_reason.training.jobs import TrainJob
 
 REPORT = "resume_check.json"
@@ -27,7 +28,9 @@ class ResumeReport:
     """What a resumed run differs in from one that was never stopped."""
 
     updates: int
-    """Updates of each run; the stopped one was stopped after half of them."""
+    """Updates of each run."""
+    resumed_after: int
+    """Updates after which the stopped one was stopped and went on."""
     max_difference: float
     """Largest relative difference of loss and gradient norm over all updates."""
     weights_are_equal: bool
@@ -43,8 +46,10 @@ def resume_check(job: TrainJob, launch: LaunchConfig, *, updates: int) -> Resume
         updates: N; each run makes 2N.
 
     Raises:
-        CheckpointError: losses differ by more than 1e-5, relatively.
+        ConfigError: one step makes all 2N updates.
+        CheckpointError: losses differ by more than 1e-5, relatively, or nothing was resumed.
     """
+    _require_two_steps(job, updates)
     shutil.rmtree(job.output, ignore_errors=True)
     length = {"updates": 2 * updates, "epochs": None}
     every = job.train.checkpoint.model_copy(update={"every": 2 * updates})
@@ -52,10 +57,13 @@ def resume_check(job: TrainJob, launch: LaunchConfig, *, updates: int) -> Resume
     whole = job.model_copy(update={"train": train, "output": job.output / "whole"})
     halves = whole.model_copy(update={"output": job.output / "halves"})
     first = halves.model_copy(update={"stop_after": updates})
-    for name, part in (("whole", whole), ("first half", first), ("second half", halves)):
-        run_on_ranks(part, name.replace(" ", "_"), launch, job.output)
+    for name, part in (("whole", whole), ("first_half", first)):
+        run_on_ranks(part, name, launch, job.output)
+    before = _logged(halves.output)
+    run_on_ranks(halves, "second_half", launch, job.output)
     report = ResumeReport(
         updates=2 * updates,
+        resumed_after=_resumed_after(halves.output, before),
         max_difference=_largest_difference(whole.output, halves.output),
         weights_are_equal=_weights(whole.output) == _weights(halves.output),
     )
@@ -68,6 +76,45 @@ def resume_check(job: TrainJob, launch: LaunchConfig, *, updates: int) -> Resume
             f"Compare {METRICS} in its folders 'whole' and 'halves', and report it.",
         )
     return report
+
+
+def _require_two_steps(job: TrainJob, updates: int) -> None:
+    """Refuse a check that cannot stop in between, as whole steps are all that can be stopped at."""
+    per_step = 1 if job.rollout is None else job.rollout.settings.updates_per_step
+    if per_step >= 2 * updates:
+        raise ConfigError(
+            "--updates",
+            f"one step makes {per_step} updates (rollout.updates_per_step), and each run would "
+            f"make {2 * updates}: there is nowhere to stop.",
+            f"Give --updates {per_step // 2 + 1} or more.",
+        )
+
+
+def _logged(output: Path) -> list[tuple[float, float]]:
+    """Update and moment of each line that was logged."""
+    return [(row["step"], row["time"]) for row in read_metrics(output / METRICS)]
+
+
+def _resumed_after(output: Path, before: list[tuple[float, float]]) -> int:
+    """Update after which the second half went on.
+
+    A run that begins anew writes all its lines again, at other moments, and would pass for equal.
+
+    Raises:
+        CheckpointError: the second half began anew, or had nothing left to do.
+    """
+    after = _logged(output)
+    resumed = bool(before) and after[: len(before)] == before
+    if resumed and after[-1][0] > before[-1][0]:
+        return int(before[-1][0])
+    what = (
+        f"the first half made all {before[-1][0]:.0f} updates, so nothing was left to resume."
+        if resumed
+        else "the second half did not go on from the first; it began anew."
+    )
+    raise CheckpointError(
+        str(output), what, "Give more --updates; report it if that changes nothing."
+    )
 
 
 def _largest_difference(left: Path, right: Path) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_reason.config.rollout import RolloutSection
 from megatron_reason.config.sampling import SamplingConfig
+from megatron_reason.errors import DataError
 from megatron_reason.files import write_text
 from megatron_reason.rollout.collect import Collector
 from megatron_reason.rollout.experience import Experience, credited, measured
@@ -197,7 +198,15 @@ class Source:
             )
         ]
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(self.folder / f"step_{step:06d}.jsonl", "".join(lines))
+        path = self.folder / f"step_{step:06d}.jsonl"
+        try:
+            write_text(path, "".join(lines))
+        except OSError as error:
+            raise DataError(
+                str(path),
+                f"the rollouts of this step cannot be written: {error.strerror}.",
+                "Make room; the same command goes on from the last checkpoint.",
+            ) from error
 
 
 def _seed(seed: int, consumed: int) -> int:

@@ -249,7 +249,7 @@ class WeightSync:
                 f"by {mean:.4f} nats on average and {largest:.4f} at most; the mean may be "
                 f"{self._config.probe_tolerance}.",
                 "Find out who is wrong: mreason doctor --model DIR. If the data type explains it, "
-                "raise sync.probe_tolerance.",
+                "raise rollout.sync.probe_tolerance.",
             )
         return _Arrival(moved_s - started_s, time.monotonic() - moved_s, mean, largest)
 

@@ -46,6 +46,8 @@ class Actor:
     sleeps: bool
     """Whether the engine gives its memory back during the updates."""
     _ahead: Future[Batch] | None = None
+    _death: EngineDiedError | None = None
+    """Of an engine that could not go to sleep."""
 
     def batch(self, position: Position, *, version: int) -> Batch:
         """The next batch: the one begun ahead, or one made now."""
@@ -61,25 +63,42 @@ class Actor:
     def wait(self) -> None:
         """Until the engine is idle.
 
+        Its death in the background leaves it started again, with older weights, and no batch: the
+        weights that began the batch are gone, and those of the next push make it anew.
+
         Raises:
-            ReasonError: what the batch in the background could not go on with.
+            ReasonError: what else the batch in the background could not go on with.
         """
-        if self._ahead is not None:
+        if self._ahead is None:
+            return
+        try:
             self._ahead.result()
+        except EngineDiedError as error:
+            self._ahead = None
+            self.engine.restart(error)
 
     def rest(self) -> None:
-        """The engine is not needed for a while."""
-        if self.sleeps:
-            self.engine.sleep()
-
-    def rouse(self) -> None:
-        """The engine is needed again; one that died asleep is started with older weights."""
+        """The engine is not needed for a while; one that dies now is left for `rouse`."""
         if not self.sleeps:
             return
         try:
-            self.engine.wake()
+            self.engine.sleep()
         except EngineDiedError as error:
-            self.engine.restart(error)
+            self.engine.close()
+            self._death = error
+
+    def rouse(self) -> None:
+        """The engine is needed again; one that died meanwhile is started with older weights."""
+        if not self.sleeps:
+            return
+        death, self._death = self._death, None
+        if death is None:
+            try:
+                self.engine.wake()
+            except EngineDiedError as error:
+                death = error
+        if death is not None:
+            self.engine.restart(death)
 
     def measure(self, update: int) -> dict[str, float]:
         """What the monitor finds; nothing without one."""

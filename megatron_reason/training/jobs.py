@@ -79,7 +79,7 @@ class TrainJob(_Job):
     track: TrackingConfig = TrackingConfig()
     """Where metrics go."""
     stop_after: int | None = Field(default=None, ge=1)
-    """Save and leave after so many updates, as if told to by a signal."""
+    """Save and leave after the step that makes this update, as if told to by a signal."""
 
 
 class StageJob(_Job):

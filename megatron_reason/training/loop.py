@@ -30,7 +30,7 @@ from megatron_reason.training.stopping import stop_wish
 
 CHECKPOINTS = "checkpoints"
 _SHOWN = {"reward/mean": "reward", "train/loss": "loss", "train/grad_norm": "grad_norm"}
-_TIMES = ("rollout", "grade", "prepass", "train", "sync", "eval")
+_TIMES = ("rollout", "grade", "prepass", "train", "wait", "sync", "eval")
 
 
 class Stepper(Protocol):
@@ -90,7 +90,7 @@ class Loop:
                 sinks.log(state.update, {**metrics, PLANNED: float(self.total)})
                 bar.advance(state.update - before, _note(metrics))
                 signalled = wish.agreed(self.trainable.device)
-                leaves = signalled is not None or state.update == self.job.stop_after
+                leaves = signalled is not None or self._stops_between(before, state.update)
                 if leaves or self._saves_between(before, state.update):
                     state = replace(state, metrics=means.means())
                     saver.begin(state)
@@ -108,6 +108,11 @@ class Loop:
 
     def _saves_between(self, before: int, after: int) -> bool:
         return is_due(self.job.train.checkpoint.every, before, after) or after == self.total
+
+    def _stops_between(self, before: int, after: int) -> bool:
+        # A step may make several updates, and so pass the one to stop after.
+        stop = self.job.stop_after
+        return stop is not None and before < stop <= after
 
     def _saver(self) -> CheckpointSaver:
         return CheckpointSaver(
@@ -142,10 +147,9 @@ def fingerprint(job: TrainJob) -> dict[str, str]:
     if job.table is not None:
         found["table"] = hash_file(table_path(job.table, Kind.TOKENS))
     if (rollout := job.rollout) is not None:
-        settings = rollout.settings.model_dump(mode="json", exclude={"monitor", "reward_workers"})
         problems = [path for kind in (Kind.PROBLEMS, Kind.SAMPLES)
                     if (path := table_path(rollout.problems, kind)).is_file()]  # fmt: skip
-        found["rollout section"] = hash_text(str(settings))
+        found["rollout section"] = hash_text(str(rollout.settings.decisive()))
         found["problems"] = hash_text(" ".join(map(hash_file, problems)))
         found["engine"] = hash_text(f"{rollout.engine.name} {rollout.engine.max_model_len}")
     return found

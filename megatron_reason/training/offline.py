@@ -9,25 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from megatron_reason.engine.checkpoint import Progress
-from megatron_reason.engine.guards import NonFiniteGuard, check_packing
+from megatron_reason.engine.guards import NonFiniteGuard
 from megatron_reason.engine.order import planned_updates
-from megatron_reason.engine.prepass import score_microbatches
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.engine.update import update
 from megatron_reason.errors import DataError
 from megatron_reason.generation.templates import load_template
 from megatron_reason.logs import get_logger
 from megatron_reason.models.build import vocab_size
-from megatron_reason.schema.batch import Role, TokenizedSample
+from megatron_reason.schema.batch import Role
 from megatron_reason.schema.method import Method, TrainState, build_method
 from megatron_reason.schema.topology import Topology
 from megatron_reason.training.data import TrainingSet
 from megatron_reason.training.jobs import TrainJob
 from megatron_reason.training.loop import Loop, Noting, resume
 from megatron_reason.training.preview import describe_sample, look_ahead, rate_line
+from megatron_reason.training.self_test import prove_packing
 
 _SAMPLES_SHOWN = 3
 _LOG = get_logger(__name__)
@@ -134,21 +132,7 @@ def _announce(
 
 
 def _self_test(data: TrainingSet, trainable: Trainable) -> None:
-    """Prove that packed neighbours do not see each other, on two short samples."""
-    lengths = data.frame["ids"].list.len()
-    rows = lengths.arg_sort()[:2].to_list()
-    if len(rows) < 2:
-        return
-    samples = [data.sample(row) for row in rows]
-    topology = trainable.topology
-
-    def score(microbatches: list[list[TokenizedSample]]) -> list[list[float]]:
-        scores = score_microbatches(trainable.model, microbatches, topology)
-        return [[sequence.logprob_sum for sequence in batch] for batch in scores]
-
-    if topology.is_last_stage:
-        worst = check_packing(score, samples, next(trainable.model.parameters()).dtype)
-        _LOG.info("packing self-test: %.1e nats per token between alone and packed", worst)
-    else:
-        score([[samples[0]], samples, samples[::-1]])
-    dist.barrier()
+    """Prove that packed neighbours do not see each other, on the two shortest samples."""
+    rows = data.frame["ids"].list.len().arg_sort()[:2].to_list()
+    if len(rows) == 2:
+        prove_packing([data.sample(row) for row in rows], trainable)

@@ -22,6 +22,7 @@ from megatron_reason.engine.prepass import response_logprobs
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.engine.update import update
 from megatron_reason.errors import DataError, ReasonError
+from megatron_reason.logs import get_logger
 from megatron_reason.models.build import vocab_size
 from megatron_reason.rollout.mismatch import mismatch
 from megatron_reason.rollout.pools import HardPool
@@ -35,8 +36,11 @@ from megatron_reason.training.actor import Actor, acting
 from megatron_reason.training.exporting import exported
 from megatron_reason.training.jobs import RolloutJob, TrainJob
 from megatron_reason.training.loop import Loop, Noting, is_due, resume
+from megatron_reason.training.preview import rate_line
+from megatron_reason.training.self_test import fixed_samples, prove_packing
 
 T = TypeVar("T")
+_LOG = get_logger(__name__)
 _POLICY = "policy"
 _LONGEST_STEP = timedelta(days=2)
 """How long the other ranks wait for rank 0, whose engine has deadlines of its own."""
@@ -61,6 +65,10 @@ def train_online(job: TrainJob, rollout: RolloutJob, trainable: Trainable) -> bo
     start = resume(job, trainable)
     weights = exported(job, trainable, job.output / _POLICY)
     weights.write()
+    method = build_method(job.method)
+    _announce(job, rollout, method, trainable.topology)
+    if start.update == 0:
+        prove_packing(fixed_samples(weights.folder), trainable)
     tell = Announcer(trainable.topology)
     scope = acting(job, rollout, weights=weights.folder, vocabulary=vocab_size(trainable.model))
     with ExitStack() as stack:
@@ -69,7 +77,7 @@ def train_online(job: TrainJob, rollout: RolloutJob, trainable: Trainable) -> bo
             job=job,
             rollout=rollout,
             trainable=trainable,
-            method=build_method(job.method),
+            method=method,
             sync=WeightSync(
                 trainable.model.module,
                 weights.folder,
@@ -82,6 +90,24 @@ def train_online(job: TrainJob, rollout: RolloutJob, trainable: Trainable) -> bo
         )
         end = Loop(job, trainable, stepper, job.train.updates).run(start)
     return end.update == job.train.updates
+
+
+def _announce(job: TrainJob, rollout: RolloutJob, method: Method[Any], topology: Topology) -> None:
+    """Say what will be done, before any of it is."""
+    assert job.train.updates is not None, "a run that counts epochs was refused at load"
+    if topology.rank:
+        return
+    plan = method.plan(TrainState(0, job.train.updates))
+    per_step = rollout.settings.updates_per_step
+    stored = "".join(f", {count} stored {role}" for role, count in plan.counts.items())
+    _LOG.info(
+        "%s: %d updates of %d prompts x %d rollouts of at most %d tokens%s; %d update%s a step, "
+        "weights at most %d step old",
+        job.method.name, job.train.updates, plan.prompts, plan.rollouts_per_prompt,
+        rollout.settings.max_tokens, stored, per_step, "s" * (per_step > 1),
+        rollout.settings.steps_ahead,
+    )  # fmt: skip
+    _LOG.info("%s", rate_line(job.train, job.train.updates))
 
 
 class Announcer:

@@ -3,7 +3,9 @@ import json
 import pytest
 import yaml
 
-from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.errors import ConfigError, DataError, LaunchError
+from megatron_reason.pipeline import workers
+from megatron_reason.pipeline.lock import stage_locks
 from megatron_reason.schema.tables import Kind, read_table, write_table
 from megatron_reason.training.jobs import TrainJob, read_job
 from tests.cli.test_app import mreason
@@ -71,6 +73,29 @@ def test_train_asks_which_variant(config, tmp_path):
         mreason("train", str(config), "--table", str(tmp_path))
     with pytest.raises(ConfigError, match="Did you mean 'oxa'"):
         mreason("train", str(config), "--table", str(tmp_path), "--variant", "oxxa")
+
+
+@pytest.mark.parametrize("out", ["elsewhere", "runs/small/50-train-oxa", None])
+def test_a_second_training_in_one_folder_is_refused(config, tmp_path, monkeypatch, out):
+    write_table(tmp_path, Kind.TOKENS, [])
+    given = [] if out is None else ["--out", str(tmp_path / out)]
+    command = ["train", str(config), "--table", str(tmp_path), "--variant", "oxa", *given]
+    of_a_run = out is not None and out.startswith("runs")
+    begun = []
+
+    def train(job, *_):
+        begun.append(job)
+        with pytest.raises(LaunchError, match="another process works on stage"):
+            mreason(*command)
+        if of_a_run:
+            # The lock that `mreason run` takes.
+            with pytest.raises(LaunchError), stage_locks(tmp_path / "runs/small", ["train-oxa"]):
+                pass
+
+    monkeypatch.setattr(workers, "run_on_ranks", train)
+    mreason(*command)
+    mreason(*command)
+    assert len(begun) == 2
 
 
 def test_stages_run_alone_one_after_the_other(tmp_path):

@@ -1,7 +1,10 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from megatron_reason.config.train import KeepConfig
 from megatron_reason.engine import checkpoint_folder as files
@@ -10,16 +13,26 @@ from megatron_reason.errors import CheckpointError
 
 def make(folder: Path, update: int, loss: float = 1.0) -> Path:
     """A whole checkpoint of two ranks, published."""
-    partial = files.partial_of(folder, update)
+    partial = fill(files.partial_of(folder, update), update, loss)
+    files.publish(partial, files.target_of(folder, update), update)
+    return files.target_of(folder, update)
+
+
+def fill(partial: Path, update: int, loss: float = 1.0) -> Path:
+    """Its files, in the folder `partial`."""
     partial.mkdir(parents=True)
     for name in ("__0_0.distcp", "__1_0.distcp", "common.pt"):
         (partial / name).write_bytes(name.encode() * 100)
-    state = {"update": update, "metrics": {"train/loss": loss}}
+    places = {
+        MetadataIndex(f"weight{rank}"): _StorageInfo(f"__{rank}_0.distcp", 1000, 200)
+        for rank in range(2)
+    }
+    (partial / ".metadata").write_bytes(pickle.dumps(Metadata({}, storage_data=places)))
+    state = {"update": update, "metrics": {"train/loss": loss}, "prompts": 7}
     (partial / files.STATE).write_text(json.dumps(state), encoding="utf-8")
     sums = files.sums_of(partial.iterdir(), durable=True)
     (partial / files.SUMS).write_text(json.dumps(sums), encoding="utf-8")
-    files.publish(partial, files.target_of(folder, update), update)
-    return files.target_of(folder, update)
+    return partial
 
 
 def updates(folder: Path) -> list[int]:
@@ -50,6 +63,77 @@ def test_damage_is_named(tmp_path: Path, world_size: int) -> None:
     assert found(flipped) == ["common.pt has another checksum than when it was written"]
     (gone / "__0_0.distcp").unlink()
     assert found(gone) == ["__0_0.distcp is missing"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b'{"a": [1', b"\xff\xfe", b"[]", b"{}", b'{"train_state.json": 1}']
+)
+def test_sums_that_cannot_be_read_are_damage(tmp_path: Path, content: bytes | None) -> None:
+    whole = make(tmp_path, 1)
+    (whole / files.SUMS).unlink()
+    if content is not None:
+        (whole / files.SUMS).write_bytes(content)
+    assert files.damage(whole, 0, 1) == "files.json is missing or cannot be read"
+
+
+def test_what_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    whole = make(tmp_path, 1)
+    monkeypatch.setattr(files, "sums_of", failing)
+    found = files.damage(whole, 0, 1)
+    assert found is not None
+    assert found.endswith("cannot be read: Input/output error")
+
+
+@pytest.mark.parametrize("broken", [files.SUMS, files.STATE, "__1_0.distcp"])
+def test_a_damaged_checkpoint_does_not_count_as_one_that_stays(tmp_path: Path, broken: str) -> None:
+    for update in (1, 2, 3, 4):
+        make(tmp_path, update)
+    (files.target_of(tmp_path, 3) / broken).write_bytes(b"{")
+    files.retire(tmp_path, KeepConfig(last=2))
+    assert updates(tmp_path) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [
+        ("__1_0.distcp", "__1_0.distcp has 1 bytes instead of 1200"),
+        (files.STATE, "train_state.json has 1 bytes instead of"),
+        (files.SUMS, "files.json is missing or cannot be read"),
+        (".metadata", r"\.metadata has 1 bytes instead of"),
+    ],
+)
+def test_what_is_not_as_written_gets_no_name(tmp_path: Path, broken: str, what: str) -> None:
+    partial = fill(files.partial_of(tmp_path, 1), 1)
+    (partial / broken).write_bytes(b"{")
+    with pytest.raises(CheckpointError, match=f"could not be written: {what}"):
+        files.publish(partial, files.target_of(tmp_path, 1), 1)
+    assert updates(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "content", "what"),
+    [
+        ("__1_0.distcp", b"x" * 1199, "__1_0.distcp does not have the 1200 bytes"),
+        ("__1_0.distcp", None, "__1_0.distcp does not have the 1200 bytes"),
+        (".metadata", b"x", r"\.metadata cannot be read"),
+        (".metadata", None, r"\.metadata cannot be read"),
+    ],
+)
+def test_what_the_index_does_not_find_gets_no_name(
+    tmp_path: Path, broken: str, content: bytes | None, what: str
+) -> None:
+    partial = fill(files.partial_of(tmp_path, 1), 1)
+    (partial / broken).unlink()
+    if content is not None:
+        (partial / broken).write_bytes(content)
+    (partial / files.SUMS).unlink()
+    sums = files.sums_of(partial.iterdir(), durable=True)
+    (partial / files.SUMS).write_text(json.dumps(sums), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"could not be written: {what}"):
+        files.publish(partial, files.target_of(tmp_path, 1), 1)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,45 @@ def test_the_state_of_the_fork_is_written_and_a_lost_writer_is_told(tmp_path: Pa
     spawn(in_the_background, 1, tmp_path)
 
 
+def read_back(rank: int, world_size: int, folder: Path) -> None:
+    import torch
+    from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
+
+    from megatron_reason.engine import checkpoint_writer
+
+    content = ([], [(item_of("weight"), torch.arange(1000.0)), (item_of("bias"), torch.ones(3))])
+    bucket = (folder / "a", "key", content)
+    write = partial(checkpoint_writer._write_bucket, [_StorageWriterTransforms()], 0, bucket)
+    _, results, sums = write()
+    assert not isinstance(results, Exception)
+    assert len(results) == 2
+    assert sums == checkpoint_writer.sums_of([folder / "a"], durable=False)
+
+    def spoilt(files: list[Path], *, durable: bool) -> Any:
+        with files[0].open("r+b") as file:
+            file.seek(300)
+            file.write(b"?")
+        return sums_of(files, durable=durable)
+
+    sums_of = checkpoint_writer.sums_of
+    with patch.object(checkpoint_writer, "sums_of", spoilt):
+        _, outcome, sums = write()
+    assert isinstance(outcome, OSError)
+    assert "a reads back otherwise than it was written" in str(outcome)
+    assert not sums
+
+
+def item_of(name: str) -> Any:
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+    from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+
+    return WriteItem(MetadataIndex(name), WriteItemType.TENSOR)
+
+
+def test_what_reads_back_otherwise_than_it_was_written_is_no_success(tmp_path: Path) -> None:
+    spawn(read_back, 1, tmp_path)
+
+
 def stuck_at_the_start(rank: int, world_size: int, folder: Path) -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 

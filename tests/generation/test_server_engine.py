@@ -1,15 +1,22 @@
-"""Two real vLLM servers in processes of their own, asked by a trainer's engine."""
+"""Two real vLLM servers in processes of their own, asked by a trainer's engine.
 
+What no server of vLLM's says comes from a small server of this file.
+"""
+
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,8 +26,11 @@ from transformers import AutoModelForCausalLM
 
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import ConfigError, EngineDiedError, GenerationError
+from megatron_reason.generation.buckets import TCP
 from megatron_reason.generation.server_engine import ServerEngine, finish_of
+from megatron_reason.generation.vllm_server import is_healthy
 from megatron_reason.schema.records import Finish
+from tests.models.tiny import make
 
 pytest.importorskip("vllm")
 
@@ -29,6 +39,8 @@ PROMPTS = [[504, 3575, 282, 4649, 314, 7042, 30], [10345, 8055, 827, 2022, 1876,
 """Beginnings of English sentences."""
 DRAWN = SamplingConfig(samples_per_prompt=2, max_tokens=8)
 LENGTHS = {"max_model_len": 256, "max_num_seqs": 8, "kv_cache_mb": 64}
+PATIENCE_S = 20
+"""Seconds after which `mreason serve` takes a silent vLLM for hung."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,124 @@ def test_an_answer_that_was_given_up_is_no_answer_cut_at_its_limit() -> None:
         finish_of("url", "abort")
 
 
+LABEL = "what the weights are called"
+
+
+class Garbled(ThreadingHTTPServer):
+    """A server whose first answer to token ids is `first`, and all others as they should be."""
+
+    daemon_threads = True
+
+    def __init__(self, first: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), GarbledHandler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.left = [first]
+        self.label = ""
+
+    def generated(self, token_ids: list[int]) -> bytes:
+        """What is answered to these."""
+        with suppress(IndexError):
+            return self.left.pop().replace(LABEL.encode(), self.label.encode())
+        prompt = [None, *({str(token): {"logprob": -1.0}} for token in token_ids[1:])]
+        return answered(self.label, prompt)
+
+
+class GarbledHandler(BaseHTTPRequestHandler):
+    server: Garbled
+
+    def do_GET(self) -> None:
+        info = {"model_config": {"max_model_len": 256, "logprobs_mode": "raw_logprobs"},
+                "weight_transfer_config": {"backend": TCP}}  # fmt: skip
+        self._say(json.dumps({"vllm_config": info}).encode())
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.label = body.get("new_version", self.server.label)
+        is_asked = self.path.endswith("generate")
+        self._say(self.server.generated(body["token_ids"]) if is_asked else b"")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _say(self, answer: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+
+def answered(label: str = LABEL, prompt_logprobs: object = None, **changes: object) -> bytes:
+    choice = {"token_ids": [7], "logprobs": {"content": [{"logprob": -0.5}]},
+              "finish_reason": "stop", "weight_versions": [{"version": label}]}  # fmt: skip
+    return json.dumps(
+        {"choices": [{**choice, **changes}], "prompt_logprobs": prompt_logprobs}
+    ).encode()
+
+
+@contextmanager
+def garbled(first: bytes, folder: Path, **changes: object) -> Iterator[ServerEngine]:
+    """An engine whose only server begins with `first`."""
+    with Garbled(first) as server:
+        threading.Thread(target=server.serve_forever).start()
+        config = EngineConfig.model_validate(
+            {"name": "vllm-server", "servers": (server.url,), "start_timeout_s": 20,
+             "request_timeout_s": 20, **LENGTHS, **changes}
+        )  # fmt: skip
+        try:
+            with ServerEngine(folder, config, dtype="float32") as engine:
+                yield engine
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("first", "what"),
+    [
+        (b"", "generate' cannot be read .all of it"),
+        (b"<html>", "no JSON: '<html>'"),
+        (b"\xff", "no JSON"),
+        (b"[1]", "all of it"),
+        (b'{"choices": []}', "choices"),
+        (answered(logprobs=None), "1 tokens with 0 log-probs"),
+        (answered(logprobs={"content": [{"logprob": None}]}), "content.0.logprob"),
+        (answered(token_ids=None), "token_ids"),
+        (answered(token_ids=[], logprobs={"content": []}), "0 tokens with 0 log-probs"),
+        (answered(finish_reason=None), "finish_reason"),
+        (answered(weight_versions=None), "weight_versions"),
+        (answered(weight_versions=[]), "weights called .., not"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_asked_for_again(
+    tmp_path: Path, first: bytes, what: str
+) -> None:
+    folder = make("LlamaForCausalLM-tied", tmp_path / "model")
+    began = time.monotonic()
+    with garbled(first, folder) as engine:
+        ((drawn,),) = engine.generate([[1, 2]], SamplingConfig(max_tokens=4))
+        assert (drawn.token_ids, drawn.logprobs) == ((7,), (-0.5,))
+    with garbled(first, folder, max_restarts=0) as engine:
+        with pytest.raises(EngineDiedError, match=what) as raised:
+            engine.generate([[1, 2]], SamplingConfig(max_tokens=4))
+        assert raised.value.where == engine._urls[0]
+    assert time.monotonic() - began < 15, "it was waited for"
+
+
+@pytest.mark.parametrize(
+    "prompt_logprobs",
+    [None, [None], [None, None], [None, {"9": {"logprob": -1.0}}], [None, {"2": {}}]],
+)
+def test_scores_that_cannot_be_read_are_asked_for_again(
+    tmp_path: Path, prompt_logprobs: object
+) -> None:
+    folder = make("LlamaForCausalLM-tied", tmp_path / "model")
+    first = answered(prompt_logprobs=prompt_logprobs)
+    with garbled(first, folder) as engine:
+        assert engine.score([[1, 2]]) == [[-1.0]]
+    unforgiving = garbled(first, folder, max_restarts=0)
+    with unforgiving as engine, pytest.raises(EngineDiedError, match="cannot be read"):
+        engine.score([[1, 2]])
+
+
 def serve(run: Path, port: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "megatron_reason.cli.app", "serve", str(run), "--port", str(port),
@@ -78,7 +208,7 @@ def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     run = folder / "run.yaml"
     run.write_text(
         f"run: {{name: served, dir: {folder}}}\nmodel: {{path: {smollm2}, dtype: bfloat16}}\n"
-        f"engine: {{{lengths}}}\n",
+        f"engine: {{{lengths}, request_timeout_s: {PATIENCE_S}}}\n",
         encoding="utf-8",
     )
     both = [Server(serve(run, number), folder / "servers", number) for number in (port, 0)]
@@ -174,16 +304,40 @@ def test_weights_arrive_over_tcp(engine: ServerEngine, model: torch.nn.Module) -
     assert gap(model, 1.0, engine.score(PROMPTS)) < 0.2
 
 
+def test_an_update_whose_trainer_was_killed_does_not_stand_in_the_next_ones_way(
+    engine: ServerEngine, server: Server, smollm2: Path, model: torch.nn.Module
+) -> None:
+    whole = buckets(model, 0.8)
+
+    def killed() -> Iterator[dict[str, Tensor]]:
+        yield buckets(model, 0.5)[0]
+        time.sleep(3)  # It is loaded by then.
+        raise KeyboardInterrupt
+
+    config = server.config(logprobs="sampler")
+    first = ServerEngine(smollm2, config, dtype="bfloat16")
+    with pytest.raises(KeyboardInterrupt):
+        first.update_weights(killed(), version=1)
+    with ServerEngine(smollm2, config, dtype="bfloat16") as second:
+        assert gap(model, 1.0, second.score(PROMPTS)) < 0.2
+        second.update_weights(whole, version=2)
+        scores = second.score(PROMPTS)
+        assert gap(model, 0.8, scores) < 0.2 < 1 < gap(model, 1.0, scores)
+    engine.load_weights(engine._folder)
+    assert gap(model, 1.0, engine.score(PROMPTS)) < 0.2
+
+
 def test_answers_of_another_trainers_weights_are_not_taken_for_ours(
     engine: ServerEngine, server: Server, smollm2: Path
 ) -> None:
-    with ServerEngine(smollm2, server.config(logprobs="sampler"), dtype="bfloat16") as other:
+    config = server.config(logprobs="sampler", max_restarts=0)
+    with ServerEngine(smollm2, config, dtype="bfloat16") as other:
         other.generate(PROMPTS[:1], DRAWN)
         label = engine._label
         engine.generate(PROMPTS[:1], DRAWN)
         assert engine._label != label
         with pytest.raises(EngineDiedError, match="has another trainer"):
-            other._check_label("url", [{"version": engine._label}])
+            other.generate(PROMPTS[:1], DRAWN)
 
 
 def test_one_of_two_servers_is_killed_and_comes_back_with_the_trainers_weights(
@@ -211,6 +365,19 @@ def test_one_of_two_servers_is_killed_and_comes_back_with_the_trainers_weights(
     assert all(len(row) == 2 and {one.policy_version for one in row} == {6} for row in drawn)
     assert server.child() != child
     assert gap(model, 0.8, engine.score(PROMPTS)) < 0.2
+
+
+def test_a_server_that_hangs_is_started_again(engine: ServerEngine, server: Server) -> None:
+    assert engine.is_open
+    child = server.child()
+    os.killpg(child, signal.SIGSTOP)
+    url = f"http://127.0.0.1:{server.port}"
+    deadline = time.monotonic() + PATIENCE_S + 240
+    # Its children are none for a moment.
+    while alive_in(child) or not is_healthy(url):
+        assert time.monotonic() < deadline, "it still hangs"
+        time.sleep(0.5)
+    assert server.child() != child
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,10 +26,27 @@ def test_a_refusing_worker_is_quoted(tmp_path):
     with pytest.raises(LaunchError) as caught:
         LocalLauncher().run(job("refuse", tmp_path))
     assert "stage 'test'" in caught.value.where
-    assert (
-        caught.value.what == "DataError  table.parquet\n    17 rows are bad.\n    Mend the 17 rows."
-    )
+    quoted = "DataError  table.parquet\n    17 rows are bad.\n    Mend the 17 rows.\n  rank"
+    assert caught.value.what.startswith(quoted)
     assert str(tmp_path / "logs" / "test.log") in caught.value.way_out
+
+
+def test_the_report_says_whose_error_it_is_and_on_which_samples(tmp_path):
+    with pytest.raises(LaunchError) as caught:
+        LocalLauncher().run(job("refuse_second", tmp_path))
+    assert caught.value.what.splitlines()[0] == "DataError  table.parquet"
+    assert caught.value.what.splitlines()[-1] == "  rank 1"
+    with pytest.raises(LaunchError) as caught:
+        LocalLauncher().run(job("refuse_a_sample", tmp_path))
+    *message, note = caught.value.what.splitlines()
+    assert message == ["DataError  update 3", "    a sequence is too long.", "    Shorten it."]
+    assert re.fullmatch(r"  rank [01], update 3, sequences a, b", note)
+
+
+def test_a_killed_worker_is_named(tmp_path):
+    with pytest.raises(LaunchError) as caught:
+        LocalLauncher().run(job("kill_second", tmp_path))
+    assert caught.value.what.startswith("rank 1 was killed (SIGKILL), as the kernel does")
 
 
 def test_a_crashing_worker_leaves_the_end_of_its_own_log(tmp_path):
@@ -38,7 +56,8 @@ def test_a_crashing_worker_leaves_the_end_of_its_own_log(tmp_path):
     with pytest.raises(LaunchError) as caught:
         LocalLauncher().run(job("crash", tmp_path))
     assert caught.value.what.startswith("Traceback")
-    assert caught.value.what.endswith("IndexError: an unforeseen accident")
+    assert caught.value.what.splitlines()[-2] == "  IndexError: an unforeseen accident"
+    assert caught.value.what.splitlines()[-1] == "  rank 0"
     assert "earlier run" not in caught.value.what
     assert "earlier run" in log.read_text()
 
@@ -54,13 +73,18 @@ def test_of_several_ranks_the_one_with_an_error_of_its_own_is_quoted():
         "[default1]:[rank1]: IndexError: an accident\n"
     )
     shown = _cause(mixed.encode())
-    assert shown[1:] == ['  File "y.py", line 2, in <module>', "IndexError: an accident"]
+    accident = ['  File "y.py", line 2, in <module>', "IndexError: an accident"]
+    assert shown[1:] == [*accident, "rank 1"]
+    # Of what precedes torch's own words the node's torchrun knows the rank.
+    later = mixed.replace("[rank0]: ", "").replace("[rank1]: ", "")
+    failed = "  rank      : 9 (local_rank: 1)\n  exitcode  : 1 (pid: 7)\n"
+    assert _cause((later + failed).encode())[-2:] == [accident[-1], "rank 9"]
     assert not says_peer_lost("\n".join(shown))
     alone = "".join(line + "\n" for line in mixed.splitlines() if "default0" in line)
-    assert _cause(alone.encode())[-1] == lost
+    assert _cause(alone.encode())[-2:] == [lost, "rank 0"]
     assert says_peer_lost(lost)
     report = "Traceback (most recent call last):\n  File\nChildFailedError: see above\n"
-    assert _cause((report + alone + report).encode())[-1] == lost
+    assert _cause((report + alone + report).encode())[-2:] == [lost, "rank 0"]
     killed = "  traceback : Signal 9 (SIGKILL) received by PID 7\n"
     assert "memory runs out" in _cause((alone + report + killed).encode())[0]
 

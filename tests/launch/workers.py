@@ -1,6 +1,7 @@
 """What the launcher's tests run on worker processes: `-m tests.launch.workers WHAT FOLDER`."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -37,8 +38,18 @@ def main(what: str, folder: Path) -> None:
         sys.stderr.write(f"hello from rank {rank}\n")
     elif what == "refuse":
         raise DataError("table.parquet", "17 rows are bad.", "Mend the 17 rows.")
-    elif what == "crash":
+    elif what == "refuse_a_sample":
+        error = DataError("update 3", "a sequence is too long.", "Shorten it.")
+        error.add_note(f"rank {rank}, update 3, sequences a, b")
+        raise error
+    elif what == "refuse_second" and rank == "1":
+        raise DataError("table.parquet", "17 rows are bad.", "Mend the 17 rows.")
+    elif what == "kill_second" and rank == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "crash" and rank == "0":
         raise IndexError("an unforeseen accident")
+    elif what in ("refuse_second", "kill_second", "crash"):
+        time.sleep(600)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import torch
 from megatron_reason.schema.batch import Role
 from megatron_reason.schema.method import TrainState, create_method
 from tests import fixture_f, golden
-from tests.loss import run
+from tests.loss import credited, run
 
 
 @golden.cases("chord")
@@ -19,6 +19,12 @@ def test_golden(case: golden.Case) -> None:
 )  # fmt: skip
 def test_golden_schedule(update: int, mu: float) -> None:
     assert create_method("chord").mu(update) == pytest.approx(mu, abs=1e-9)
+
+
+def test_golden_advantages_over_rollouts_alone() -> None:
+    credit = credited(create_method("chord"), (1, 0, 0))
+    expected = (1.1546985384, -0.5773492692, -0.5773492692)
+    assert credit.advantages == pytest.approx(expected, abs=1e-9)
 
 
 SHIPPED = [(0, 0), (100, 0.25), (200, 0.5), (400, 0.26), (600, 0.02)]

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from megatron_reason.engine.frozen import whole_batch
 from megatron_reason.ops.token_stats import token_stats_from_logits
 from megatron_reason.schema.batch import Role
 from megatron_reason.schema.method import TrainState, create_method
+from megatron_reason.schema.topology import Topology
 from tests import fixture_f, golden
 from tests.loss import run, samples_of
 
@@ -25,9 +29,6 @@ def test_golden_random_choice_between_two_candidates() -> None:
 
 
 def test_golden_covariances_decide_the_order() -> None:
-    from megatron_reason.engine.frozen import whole_batch
-    from megatron_reason.schema.topology import Topology
-
     stats = token_stats_from_logits(fixture_f.LOGITS, fixture_f.TARGET)
     whole = whole_batch([BATCH], [stats], samples_of(BATCH), Topology())
     order = [7, 3, 0, 4, 6, 5, 2, 1]
@@ -37,16 +38,45 @@ def test_golden_covariances_decide_the_order() -> None:
         assert set(chosen) == set(order[:count])
 
 
+def test_golden_covariances() -> None:
+    """Bounds that leave no room but for the golden value let exactly its token qualify."""
+    stats = token_stats_from_logits(fixture_f.LOGITS, fixture_f.TARGET)
+    whole = whole_batch([BATCH], [stats], samples_of(BATCH), Topology())
+    golden_covariances = [
+        0.4736236246, -1.4247577905, -0.9701853991, 0.5502304522, 0.4227110923, -0.4294271071,
+        -0.2990911535, 0.8235543578,
+    ]  # fmt: skip
+    for row, value in enumerate(golden_covariances):
+        method = create_method(
+            "cov", cov_low=value - 1e-9, cov_high=value + 1e-9, clip_low=None, clip_high=None
+        )
+        chosen = method.coefficients(whole, TrainState(0, 1)).nonzero()[:, 0].tolist()
+        assert chosen == [row]
+
+
 def test_kl_cov_changes_nothing_while_the_policy_is_old() -> None:
     logprob = token_stats_from_logits(fixture_f.LOGITS, fixture_f.TARGET).logprob_T
-    from dataclasses import replace
-
     on_policy = replace(BATCH, old_logprob_T=logprob)
     _, penalised, _ = run(golden.published("cov", mode="kl", kl_fraction=0.5), on_policy)
     unbounded = {"clip_low": None, "clip_high": None, "dual_clip": None}
     plain = golden.published("grpo", old_policy="current", **unbounded)
     _, expected, _ = run(plain, on_policy)
     torch.testing.assert_close(penalised, expected, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["clip", "kl"])
+def test_truncated_weights_are_factors_of_the_whole_loss(mode: str) -> None:
+    """Of the surrogate and of KL-Cov's penalty alike."""
+    stats = token_stats_from_logits(fixture_f.LOGITS, fixture_f.TARGET)
+    choice = replace(BATCH, coef_T=torch.tensor([0, 0, 0, 1.0, 0, 0, 0, 1.0]))
+    plain = golden.published("cov", mode=mode).token_losses(stats, choice)["pg"]
+    weighted = create_method("cov", mode=mode).token_losses(stats, choice)["pg"]
+    golden_weights = [
+        0.9048374180, 2, 1, 0.7408182207, 1.0512710964, 0.3011942119, 1.4918246976, 0.9801986733,
+    ]  # fmt: skip
+    expected = torch.tensor(golden_weights, dtype=torch.float64) * plain
+    torch.testing.assert_close(weighted, expected, atol=1e-9, rtol=1e-9)
+    assert (plain[[3, 7]] != 0).all() == (mode == "kl")
 
 
 def test_it_says_how_many_tokens_were_chosen() -> None:

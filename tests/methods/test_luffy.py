@@ -29,6 +29,18 @@ def test_golden_shaping(prob: float, slope: float) -> None:
     assert shaped(prob, 0.1)[1] == pytest.approx(slope, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("prob", "value", "slope"),
+    [
+        (0.2306869562, 0.6975992003, 0.2109545560),
+        (0.8433510032, 0.8939949185, 0.0947680042),
+    ],
+)
+def test_golden_shaping_of_the_fixture(prob: float, value: float, slope: float) -> None:
+    """Of d1 and d2."""
+    assert shaped(prob, 0.1) == pytest.approx((value, slope), abs=1e-9)
+
+
 def test_a_large_gamma_gives_the_unshaped_ratio() -> None:
     value, slope = shaped(0.3, 1e9)
     assert 1e9 * value == pytest.approx(0.3)

@@ -27,6 +27,7 @@ def test_k1_only_rescales_the_likelihood() -> None:
     _, gradient, _ = run(create_method("sft_kl", kl_kind="k1"), DEMOS)
     _, plain, _ = run(create_method("sft", mean="token_mean"), DEMOS)
     torch.testing.assert_close(gradient, 0.8 * plain, atol=1e-15, rtol=0)
+    assert gradient[0, 0].item() == pytest.approx(-0.0436978768, abs=1e-9)
 
 
 def test_needs_distributions_or_log_probs_of_a_reference() -> None:

@@ -25,6 +25,15 @@ def test_golden_advantages_over_rollouts_and_demonstration() -> None:
     assert wrong.demo_advantage == pytest.approx(2.667, abs=1e-3)
 
 
+def test_golden_over_all_tokens_of_rollouts() -> None:
+    """Correct and wrong rollouts share the six tokens of both as their denominator."""
+    method = create_method("srft", rl_mean="sum_over_constant", max_response_length=6)
+    roles = (Role.ROLLOUT, Role.ROLLOUT, Role.ROLLOUT, Role.DEMO)
+    _, _, means = run(method, fixture_f.batch(roles, correct=(True, False, True, True)))
+    assert means["train/correct"] == pytest.approx(0.1692757202, abs=1e-9)
+    assert means["train/wrong"] == pytest.approx(-0.5611965919, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("entropy", "sft", "rl"),
     [(0.0, 0.5, 0.1), (0.5, 0.3032653299, 0.1648721271), (1.0, 0.1839397206, 0.2718281828),

@@ -2,12 +2,19 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from megatron_reason.methods._surrogate import Surrogate, kl_estimate, truncated_weight
+from megatron_reason.methods._surrogate import (
+    PolicyConfig,
+    Surrogate,
+    kl_estimate,
+    truncated_weight,
+)
 from megatron_reason.ops.token_stats import token_stats_from_logits
 from megatron_reason.schema.batch import Role, TokenStats
-from megatron_reason.schema.method import create_method
+from megatron_reason.schema.method import METHODS, Frozen, create_method
 from tests import fixture_f, golden
+from tests.loss import run
 
 ROLLOUTS = (Role.ROLLOUT,) * 4
 
@@ -52,6 +59,17 @@ def test_golden_ratios_and_what_is_clipped() -> None:
     assert high.nonzero()[:, 0].tolist() == [1, 7]
 
 
+def test_golden_clipped_losses() -> None:
+    batch = golden.rollouts(golden.STD_ADVANTAGES)
+    stats = token_stats_from_logits(fixture_f.LOGITS, fixture_f.TARGET)
+    loss_T = Surrogate.of(stats, batch, golden.published("grpo").config).loss_T()
+    expected = [
+        -0.8038997490, -1.0392286845, 0.8668411245, 0.6928191230, 0.8578888952, 0.9330331588,
+        -0.6632943479, -1.0392286845,
+    ]  # fmt: skip
+    assert loss_T.tolist() == pytest.approx(expected, abs=1e-9)
+
+
 def test_golden_truncated_weights() -> None:
     batch = fixture_f.batch(ROLLOUTS)
     config = create_method("grpo", tis="token").config
@@ -91,3 +109,49 @@ def test_gradients_of_the_estimators(kind: str, slope: float) -> None:
     assert gradient.item() == pytest.approx(slope)
     if kind == "k3_plus":
         assert estimate_T.item() == pytest.approx(kl_estimate(logprob_T, ref_T, "k3").item())
+
+
+def with_policy_config() -> list[str]:
+    """Names of the methods that are configured as GRPO is."""
+    classes = {name: METHODS.get(name).config_class for name in METHODS.names()}
+    return [name for name, cls in classes.items() if issubclass(cls, PolicyConfig)]
+
+
+OTHERS = [
+    *((name, {}) for name in with_policy_config() if name != "grpo"),
+    ("cov", {"mode": "kl"}),
+    ("luffy", {"demo_loss": "likelihood"}),
+]
+
+
+def difference(name: str, weight: dict[str, float], **settings: object) -> tuple[float, Tensor]:
+    """What a weight adds to the loss of four rollouts, and to its gradient."""
+    batch = golden.rollouts(golden.STD_ADVANTAGES)
+    settings = {"mean": "token_mean", "entropy_bonus": 0.0} | settings
+    if name == "chord":
+        settings |= {"peak": 0.0, "valley": 0.0}
+    loss, gradient, _ = run(golden.published(name, **(settings | weight)), batch)
+    plain, without, _ = run(golden.published(name, **settings), batch)
+    return loss - plain, gradient - without
+
+
+@pytest.mark.parametrize(("name", "mode"), OTHERS)
+@pytest.mark.parametrize("kind", ["k2", "k3"])
+def test_every_method_has_the_penalty_of_grpo(name: str, kind: str, mode: dict[str, str]) -> None:
+    weight = {"kl_weight": 0.3}
+    loss, gradient = difference(name, weight, kl_kind=kind, **mode)
+    expected, golden_gradient = difference("grpo", weight, kl_kind=kind)
+    assert loss == pytest.approx(expected, abs=1e-15)
+    torch.testing.assert_close(gradient, golden_gradient, atol=1e-15, rtol=1e-12)
+    if kind == "k3":
+        assert loss == pytest.approx(0.3 * 0.0215266897, abs=1e-10)
+    assert Frozen.REF_LOGPROB in create_method(name, **mode, **weight).required().frozen
+
+
+@pytest.mark.parametrize(("name", "mode"), OTHERS)
+def test_every_method_has_the_bonus_of_grpo(name: str, mode: dict[str, str]) -> None:
+    loss, gradient = difference(name, {"entropy_bonus": 0.3}, **mode)
+    expected, golden_gradient = difference("grpo", {"entropy_bonus": 0.3})
+    assert loss == pytest.approx(expected, abs=1e-15)
+    assert loss == pytest.approx(-0.3 * 0.9556979625, abs=1e-10)
+    torch.testing.assert_close(gradient, golden_gradient, atol=1e-15, rtol=1e-12)

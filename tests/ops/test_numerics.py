@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from megatron_reason.ops.logmath import log1mexp
+from megatron_reason.ops.streaming import streamed_loss
 from megatron_reason.ops.token_stats import HeadOptions, token_stats, token_stats_from_logits
 from megatron_reason.schema.batch import Stat, TokenStats
 from tests.distributed import spawn
@@ -136,6 +138,71 @@ def test_no_token_and_one_token(num_tokens: int) -> None:
     assert stats.logprob_T.shape == (num_tokens,)
     torch.testing.assert_close(stats.entropy_T, oracle.entropy_T)
     torch.testing.assert_close(differentiate(stats, hidden), differentiate(oracle, hidden))
+
+
+def unlikelihood(stats: TokenStats, _: slice) -> Tensor:
+    return -log1mexp(stats.logprob_T, "exact")
+
+
+def sure_tokens_on_a_rank(rank: int, world_size: int) -> None:
+    """Logits are the hidden states themselves; column 0, the target, has all but 1e-2 to 1e-7."""
+    group = dist.group.WORLD if world_size > 1 else None
+    head = torch.nn.functional.pad(torch.eye(V), (0, 0, 0, 1))[rank * 21 : rank * 21 + 21]
+    head = head if world_size > 1 else torch.eye(V)
+    for rest in (1e-2, 1e-4, 1e-6, 1e-7):
+        others = normal(64, V - 1)
+        others += math.log(rest / (1 - rest)) - torch.logsumexp(others, dim=1, keepdim=True)
+        hidden = torch.nn.functional.pad(others, (1, 0)).float().requires_grad_()
+        target = torch.zeros(64, dtype=torch.int64)
+        exact = hidden.detach().double().requires_grad_()
+        oracle = token_stats_from_logits(exact, target, backend="reference")
+        (expected,) = torch.autograd.grad(unlikelihood(oracle, slice(0, 64)).sum(), exact)
+        stats = token_stats(hidden, head, target, tp_group=group, vocab_size=V)
+        in_two_passes = unlikelihood(stats, slice(0, 64)).sum()
+        in_one, _ = streamed_loss(
+            hidden, head, target, unlikelihood, tp_group=group, vocab_size=V,
+            options=HeadOptions(tokens_per_chunk=24),
+        )  # fmt: skip
+        for loss in (in_two_passes, in_one):
+            (found,) = torch.autograd.grad(loss, hidden)
+            # Where log p rounds to 0, `exact` has no gradient either.
+            is_live_T = found[:, 0] != 0
+            assert is_live_T.any()
+            error_T = (found.double() - expected)[is_live_T, 0].abs()
+            assert error_T.max() <= 4 * EPS, rest
+            every: list[Any] = [found] * world_size
+            if group is not None:
+                dist.all_gather_object(every, found)
+            assert torch.equal(every[0], every[-1])
+
+
+def test_the_target_of_unlikelihood_has_its_digits_next_to_certainty() -> None:
+    sure_tokens_on_a_rank(0, 1)
+
+
+def test_the_target_of_unlikelihood_has_its_digits_on_two_ranks() -> None:
+    spawn(sure_tokens_on_a_rank, 2, megatron=False)
+
+
+def test_the_target_has_its_digits_beside_entropy_and_divergence() -> None:
+    """A cotangent of 1e4 must not swallow those of 1."""
+    rest = 1e-4
+    others = normal(16, V - 1)
+    others += math.log(rest / (1 - rest)) - torch.logsumexp(others, dim=1, keepdim=True)
+    logits = torch.nn.functional.pad(others, (1, 0)).float()
+    ref = LOGITS["ordinary"].repeat(4, 1).float()
+    target = torch.zeros(16, dtype=torch.int64)
+    found: list[Tensor] = []
+    for leaf, backend in ((logits, "torch"), (logits.double(), "reference")):
+        live = leaf.clone().requires_grad_()
+        stats = token_stats_from_logits(
+            live, target, backend=backend, reference_logits=ref.to(leaf.dtype)
+        )
+        assert stats.kl_ref_T is not None
+        loss_T = unlikelihood(stats, slice(0, 16)) + 2 * stats.entropy_T + 3 * stats.kl_ref_T
+        found.append(torch.autograd.grad(loss_T.sum(), live)[0][:, 0].double())
+    # The divergence is 9 nats, and has a factor of 3.
+    assert (found[0] - found[1]).abs().max() <= 128 * EPS
 
 
 def repeated_on_a_rank(rank: int, world_size: int) -> None:

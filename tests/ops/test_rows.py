@@ -71,6 +71,22 @@ def test_golden_gradient_of_sft_with_divergence() -> None:
     )
 
 
+def test_golden_maxima_and_sums() -> None:
+    # Golden: m and S of rows a1 and b2.
+    stats = row_stats(RowLogits(fixture_f.LOGITS, fixture_f.TARGET), WHOLE)
+    assert stats.max_logit_T[[0, 3]].tolist() == [2.0, 2.5]
+    expected = torch.tensor([1.7761319529, 1.5788312230], dtype=torch.float64)
+    torch.testing.assert_close(stats.log_sum_T[[0, 3]].exp(), expected, atol=1e-9, rtol=0)
+
+
+def test_golden_probabilities() -> None:
+    stats = row_stats(RowLogits(fixture_f.LOGITS, fixture_f.TARGET), WHOLE)
+    golden = [0.5630212318, 0.0628814684, 0.9989437601, 0.1726161663, 0.2, 0.5350089675,
+              0.2306869562, 0.8433510032]  # fmt: skip
+    expected = torch.tensor(golden, dtype=torch.float64)
+    torch.testing.assert_close(stats.logprob_T.exp(), expected, atol=1e-9, rtol=0)
+
+
 def test_gradient_may_overwrite_the_logits() -> None:
     rows = RowLogits(fixture_f.LOGITS.clone(), fixture_f.TARGET)
     stats = row_stats(rows, WHOLE)

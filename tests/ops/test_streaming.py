@@ -8,6 +8,7 @@ from megatron_reason.ops.streaming import streamed_loss
 from megatron_reason.ops.token_stats import HeadOptions, token_stats
 from megatron_reason.schema.batch import TokenStats
 from tests.distributed import spawn
+from tests.ops.test_token_stats import collectives
 
 WEIGHT_T = torch.linspace(-1, 2, 17, dtype=torch.float64)
 
@@ -69,6 +70,29 @@ def test_equals_the_two_pass_form_slab_by_slab(monkeypatch: pytest.MonkeyPatch) 
 
 def test_equals_the_two_pass_form_with_the_vocabulary_on_two_ranks() -> None:
     spawn(both_forms, 2, megatron=False)
+
+
+def counted_collectives(rank: int, world_size: int) -> None:
+    hidden, weight, target = case()
+    shard = weight[rank * 12 // world_size : (rank + 1) * 12 // world_size]
+    for size, chunks in ((5, 4), (17, 1)):
+        for wants_hidden in (True, False):
+            live = hidden.clone().requires_grad_(wants_hidden)
+            head = shard.clone().requires_grad_()
+            with torch.profiler.profile() as forward:
+                loss, _ = streamed_loss(
+                    live, head, target, token_loss, tp_group=dist.group.WORLD, vocab_size=11,
+                    options=HeadOptions(tokens_per_chunk=size),
+                )  # fmt: skip
+            with torch.profiler.profile() as backward:
+                loss.backward()
+            summed = {"c10d::allreduce_": 1} if wants_hidden else {}
+            assert collectives(forward) == {"c10d::allgather_": chunks, **summed}
+            assert collectives(backward) == {}
+
+
+def test_one_all_gather_per_chunk_and_one_all_reduce() -> None:
+    spawn(counted_collectives, 2, megatron=False)
 
 
 def test_bfloat16_accumulates_the_head_in_float32() -> None:

@@ -41,6 +41,26 @@ def test_a_round_trip_in_two_stages_is_proven_lossless(model):
     assert report["tensor_sha256"].keys() == tensors.keys()
 
 
+def test_a_model_in_float16_is_held_in_float32_and_comes_back_in_float16(tmp_path):
+    model = make("LlamaForCausalLM-untied", tmp_path / "llama2", dtype="float16")
+    config = json.loads((model / "config.json").read_text())
+    # As checkpoints of Llama 2 say it.
+    config["torch_dtype"] = config.pop("dtype")
+    (model / "config.json").write_text(json.dumps(config, indent=2))
+    assert config["torch_dtype"] == "float16"
+    convert(model, tmp_path / "back", [])
+    tensors, back = (
+        load_file(folder / "model.safetensors") for folder in (model, tmp_path / "back")
+    )
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert tensor.dtype == back[name].dtype == torch.float16
+        assert torch.equal(tensor, back[name])
+    found = verify(model, ["parallel.tensor_model_parallel_size=2"])
+    assert found.round_trip.differences == ()
+    assert found.agreement.largest_logprob_gap < 1e-4
+
+
 def test_export_changes_only_what_was_asked(model, tmp_path):
     template = tmp_path / "no_system.jinja"
     template.write_text("{{ messages }}")

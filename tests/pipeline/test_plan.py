@@ -249,5 +249,7 @@ def test_a_variant_with_rollouts_reads_problems_and_the_weights_it_starts_from(t
     # How often is measured, and by how many graded, changes no result; how long answers get does.
     often = {"table": "b", "every": 1}
     assert planned(reward_workers=7, monitor=often)["train-live"].hash == live
+    tolerant = {"probe_tolerance": 0.3}
+    assert planned(sync=tolerant, max_empty_steps=3, monitor=often)["train-live"].hash == live
     assert planned(max_tokens=9)["train-live"].hash != live
     assert planned(max_tokens=9)["train-one"].hash == stages["train-one"].hash

@@ -1,4 +1,4 @@
-"""Live loops on a tiny random model with the `transformers` engine, for the tests of this folder.
+"""Live loops on a tiny random model, for the tests of this folder.
 
 Several runs share one process and one rank: `spawn(run_all, 1, jobs)`.
 """
@@ -27,13 +27,13 @@ NUM_PROBLEMS = 10
 MAX_TOKENS = 6
 
 
-def make_data(folder: Path) -> None:
+def make_data(folder: Path, sizes: Mapping[str, int] | None = None) -> None:
     """A model in `model`, problems in `problems`, demonstrations of all but one in `demos`."""
     from megatron_reason.generation.templates import load_template
     from tools.make_tiny_model import make_tiny_model
 
     model = make_tiny_model("Qwen2ForCausalLM", folder / "model", num_hidden_layers=2,
-                            tie_word_embeddings=True)  # fmt: skip
+                            tie_word_embeddings=True, **(sizes or {}))  # fmt: skip
     problems = [
         Problem((Message("user", f"{n}+{n + 1}="),), str(2 * n + 1), "sums",
                 split="heldout" if n >= NUM_PROBLEMS else "train")

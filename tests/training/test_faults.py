@@ -103,6 +103,21 @@ def test_a_truncated_shard_is_named_and_the_checkpoint_before_it_is_used(whole: 
     assert names[:3] == ["damaged_iter_0000012", "iter_0000006", "iter_0000012"]
 
 
+@pytest.mark.parametrize("content", [None, '{"common.pt": ['])
+def test_without_readable_sums_the_checkpoint_before_is_used(
+    whole: Path, content: str | None
+) -> None:
+    output = whole / f"unsummed-{content is None}"
+    shutil.copytree(whole / "run", output)
+    sums = output / "checkpoints/iter_0000012" / files.SUMS
+    sums.unlink()
+    if content is not None:
+        sums.write_text(content, encoding="utf-8")
+    report, _ = go_on(whole, output.name, 1)
+    assert "iter_0000012 is damaged and is passed over: files.json is missing or cannot" in report
+    assert "resumed from iter_0000006 after update 6" in report
+
+
 def test_only_damaged_checkpoints_stop_the_run(whole: Path) -> None:
     shutil.copytree(whole / "run", whole / "ruined")
     for shard in (whole / "ruined/checkpoints").glob("iter_*/common.pt"):
@@ -154,6 +169,7 @@ def test_the_death_of_one_rank_ends_the_others_with_one_report(tmp_path: Path) -
     assert time.monotonic() - begun < 60
     assert process.returncode == 1
     assert "LaunchError  train" in report
+    assert "rank 2 was killed (SIGKILL)" in report
     assert not any(psutil.pid_exists(worker.pid) for worker in workers)
 
 

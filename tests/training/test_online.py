@@ -63,6 +63,7 @@ SPECIAL = {
     "nan": ("grpo", FEW, {"reward": "nan_for_tests"}),
     "zero": ("grpo", TWO | {"drop_equal_groups": True},
              {"reward": "zero_for_tests", "max_empty_steps": 2, "max_refills": 1}),
+    "unwritable": ("grpo", FEW, {}),
     "long": ("grpo", FEW, {"max_tokens": 41}),
     "too_long": ("grpo", FEW, {"max_tokens": 60}),
 }  # fmt: skip
@@ -82,6 +83,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_job(folder, name, method, settings, updates=2, rollout=rollout)
         for name, (method, settings, rollout) in SPECIAL.items()
     ]
+    # A file where a folder of rollouts should be, as good as a full disk.
+    (folder / "unwritable").mkdir()
+    (folder / "unwritable" / "rollouts").touch()
     learns = {"prompts_per_update": 8, "rollouts_per_prompt": 8}
     drowsy = EngineConfig(name="transformers", max_model_len=64, max_num_seqs=32, sleep_mode=True)
     for name, rollout in {"sleeps": {}, "sleepless": {"steps_ahead": 1}}.items():
@@ -92,6 +96,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.append(make_job(folder, "learns", "grpo", learns, updates=24, rollout={"max_tokens": 1}))
     spawn(run_all, 1, jobs)
     return folder
+
+
+def test_rollouts_that_cannot_be_written_stop_the_run_with_a_word(folder: Path) -> None:
+    error = error_of(folder / "unwritable")
+    assert "the rollouts of this step cannot be written" in error
+    assert "goes on from the last checkpoint" in error
 
 
 def error_of(output: Path) -> str:
@@ -124,8 +134,8 @@ def test_metrics_have_the_names_users_know(folder: Path):
         "train/nonfinite_skipped", "policy/ppo_kl", "policy/clipfrac_low", "policy/clipfrac_high",
         "mismatch/logprob_abs_diff", "reward/mean", "reward/status_timeout", "groups/all_correct",
         "groups/all_wrong", "groups/mixed", "response_length/mean", "response_length/truncated",
-        "perf/tokens_per_s", "time/step", "time/rollout", "time/grade", "time/prepass",
-        "time/train", "time/sync", "progress/samples", "progress/tokens",
+        "perf/tokens_per_s", "perf/peak_mem_gb", "time/step", "time/rollout", "time/grade",
+        "time/prepass", "time/train", "time/sync", "progress/samples", "progress/tokens",
     }  # fmt: skip
     rows = metrics(folder / "grpo")
     assert all(wanted <= row.keys() for row in rows)

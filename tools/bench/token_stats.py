@@ -269,11 +269,13 @@ def keep_tensors_apart(above: int) -> None:
 
     Holes that earlier implementations left would count as memory of later ones. Pages of their own
     for 2 MiB would cost time, so that while it is taken the limit is the highest that glibc has,
-    which it reaches by itself sooner or later.
+    which it reaches by itself sooner or later, as it does the limit of what it keeps at its end.
     """
     if platform.device().type == "cpu":
-        m_mmap_threshold = -3
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, above)
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, above)
+        libc.mallopt(m_trim_threshold, 2 * above)
 
 
 def clock() -> float:

@@ -1,0 +1,21 @@
+from pathlib import Path
+
+from megatron_reason.engine import checkpoint_folder as files
+from tests.distributed import spawn
+from tests.training import online_run
+from tests.training.online_run import make_data, make_job
+
+
+def test_a_stop_between_the_updates_of_a_step_comes_after_it(tmp_path: Path) -> None:
+    make_data(tmp_path)
+    job = make_job(
+        tmp_path, "run", "grpo", {"prompts_per_update": 1, "rollouts_per_prompt": 2}, updates=6,
+        rollout={"updates_per_step": 2}, table=None,
+    )  # fmt: skip
+    first = job.model_copy(update={"stop_after": 3})
+    spawn(online_run.run_all, 1, [first])
+    checkpoints = job.output / "checkpoints"
+    assert [path.name for path in files.complete(checkpoints)] == ["iter_0000004"]
+    # What was passed before the start is passed for good.
+    spawn(online_run.run_all, 1, [first])
+    assert [row["step"] for row in online_run.metrics(job.output) if row["step"]] == [2, 4, 6]
