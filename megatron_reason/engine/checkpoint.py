@@ -152,7 +152,9 @@ def _newest_undamaged(folder: Path, trainable: Trainable) -> Path | None:
             dist.barrier()
             return path
         if topology.rank == 0:
-            _LOG.warning("%s is damaged and is passed over: %s", path, "; ".join(dict.fromkeys(wrong)))
+            _LOG.warning(
+                "%s is damaged and is passed over: %s", path, "; ".join(dict.fromkeys(wrong))
+            )
         passed_over.append(path)
     if found:
         raise CheckpointError(
