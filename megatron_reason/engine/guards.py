@@ -4,21 +4,24 @@
 model, before the first update, that neighbours in a micro-batch do not see each other.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import polars as pl
 import torch
+from pydantic import TypeAdapter
 
 from megatron_reason.errors import NumericsError
-from megatron_reason.files import write_json
+from megatron_reason.files import write_json, write_text
 from megatron_reason.logs import get_logger
 from megatron_reason.schema.batch import TokenizedSample
 from megatron_reason.schema.tables import Kind, write_table
 
 _LOG = get_logger(__name__)
+_SAMPLE = TypeAdapter(TokenizedSample)
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
@@ -39,7 +42,8 @@ class NonFiniteGuard:
     def admits(self, grad_norm: float, update: int, samples: Sequence[TokenizedSample]) -> bool:
         """Whether the update may be applied.
 
-        A batch that may not is written as a table of tokens, which `mreason train --table` takes.
+        A batch that may not is written as a table of tokens, which `mreason train --table` takes,
+        and, with the advantages and log-probs that no table has, as `samples.jsonl`.
 
         Raises:
             NumericsError: more than `max_consecutive` updates in a row were not finite.
@@ -54,6 +58,8 @@ class NonFiniteGuard:
             write_table(kept, Kind.TOKENS, pl.DataFrame([_row(sample) for sample in samples]))
             report = {"update": update, "grad_norm": str(grad_norm)}
             write_json(kept / "report.json", report)
+            lines = (json.dumps(asdict(sample)) + "\n" for sample in samples)
+            write_text(kept / "samples.jsonl", "".join(lines))
             _LOG.warning(
                 "update %d skipped: gradient norm %s; batch in %s", update, grad_norm, kept
             )
@@ -65,6 +71,12 @@ class NonFiniteGuard:
                 "learning rate, or raise train.max_nonfinite_updates.",
             )
         return False
+
+
+def kept_batch(folder: Path) -> list[TokenizedSample]:
+    """The batch of a skipped update as it was trained on, from the folder that the guard wrote."""
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    return [_SAMPLE.validate_json(line) for line in lines]
 
 
 def _row(sample: TokenizedSample) -> dict[str, object]:

@@ -28,6 +28,7 @@ from megatron_reason.errors import ConfigError, EngineDiedError, GenerationError
 from megatron_reason.generation.base import Completion
 from megatron_reason.generation.bucket_server import BucketServer, address_towards
 from megatron_reason.generation.buckets import TCP, ArrivingBucket
+from megatron_reason.generation.hf_folder import vocabulary_fingerprint
 from megatron_reason.generation.owned import OwnedEngine, Request
 from megatron_reason.generation.server_folder import registered
 from megatron_reason.generation.vllm_arguments import LOGPROBS
@@ -84,6 +85,8 @@ class _Answer(BaseModel):
 
 
 class _ModelInfo(BaseModel):
+    model: str
+    """Its folder, on the server's machine."""
     max_model_len: int
     logprobs_mode: str
 
@@ -211,6 +214,7 @@ class ServerEngine(OwnedEngine):
     def _check(self, url: str) -> None:
         """Refuse a server with other settings than ours."""
         found = self._parsed(url, "server_info?config_format=json", None, _ServerInfo).vllm_config
+        self._check_vocabulary(url, Path(found.model.model))
         backend = None if found.transfer is None else found.transfer.backend
         settings: dict[str, tuple[object, object]] = {
             "max_model_len": (found.model.max_model_len, self._config.max_model_len),
@@ -225,6 +229,22 @@ class ServerEngine(OwnedEngine):
                     f"this server's {name} is {theirs!r}, the run's is {ours!r}.",
                     "Start it from the run's own YAML file: mreason serve CONFIG",
                 )
+
+    def _check_vocabulary(self, url: str, folder: Path) -> None:
+        """Refuse a server to which our token ids mean something else."""
+        if not folder.is_dir():
+            _log.warning(
+                "%s serves %s, which is not seen from here: vocabularies are not compared",
+                url,
+                folder,
+            )
+        elif vocabulary_fingerprint(folder) != self.vocabulary:
+            raise ConfigError(
+                url,
+                f"this server's model, {folder}, has another vocabulary than {self._folder}: the "
+                "same token id would be another token.",
+                "Start it from the run's own YAML file: mreason serve CONFIG",
+            )
 
     def _draw(
         self, requests: Sequence[Request], sampling: SamplingConfig, stop_token_ids: tuple[int, ...]

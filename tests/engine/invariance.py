@@ -84,14 +84,21 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "GSPO": ("grpo", {"ratio": "sequence", "mean": "seq_mean_token_mean"}),
     "SRFT": ("srft", {}),
     "SRFT, batch entropy": ("srft", {"entropy_scope": "batch", "demo_shape": "luffy"}),
-    "LESE": ("lese", {}),
-    "LUFFY": ("luffy", {"max_response_length": 16}),
+    "SRFT, subset entropy": ("srft", {"entropy_scope": "subset"}),
+    "SRFT without w_SFT": ("srft", {"weigh_sft": False}),
+    "SRFT without w_RL": ("srft", {"weigh_rl": False}),
+    "LESE": ("lese", {"kl_weight": 0.1, "entropy_bonus": 0.1}),
+    "LUFFY": ("luffy", {"max_response_length": 16, "kl_weight": 0.1}),
+    "RL with SFT loss": (
+        "luffy",
+        {"group": "rollouts", "demo_loss": "likelihood", "max_response_length": 16},
+    ),
     "ReLIFT": ("relift", {"max_response_length": 16}),
     "CHORD-mu": ("chord", {}),
     "CHORD-phi": ("chord", {"peak": 0.1, "valley": 0.1, "token_weight": "probability_complement"}),
     "HPT": ("hpt", {"max_response_length": 16}),
     "Clip-Cov": ("cov", {"cov_low": 0.01, "clip_fraction": 0.1}),
-    "KL-Cov": ("cov", {"mode": "kl", "kl_fraction": 0.1}),
+    "KL-Cov": ("cov", {"mode": "kl", "kl_fraction": 0.1, "kl_weight": 0.1}),
 }
 """Every method, in settings under which each of its terms matters."""
 STATE = TrainState(3, 10, seed=7)
@@ -132,6 +139,14 @@ def samples() -> list[TokenizedSample]:
             )
         )  # fmt: skip
     return drawn
+
+
+def reordered(drawn: list[TokenizedSample], name: str, mode: str) -> list[TokenizedSample]:
+    """The samples backwards, in all ways to cut micro-batches but the first.
+
+    Clip-Cov keeps their order: its random choice is over tokens in the order of the samples.
+    """
+    return drawn if name == "Clip-Cov" or mode == next(iter(BATCHES)) else drawn[::-1]
 
 
 @dataclass(frozen=True)

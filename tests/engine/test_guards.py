@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_reason.engine.guards import NonFiniteGuard, check_packing
+from megatron_reason.engine.guards import NonFiniteGuard, check_packing, kept_batch
 from megatron_reason.errors import NumericsError
 from megatron_reason.files import read_json
 from megatron_reason.schema.batch import Role, TokenizedSample
@@ -29,6 +29,16 @@ def test_a_non_finite_update_is_skipped_noted_and_tolerated_only_so_often(tmp_pa
     assert table["sample_id"].to_list() == ["a", "b"]
     assert table["ids"].to_list() == [[1, 2, 3]] * 2
     assert table["num_prompt_tokens"].to_list() == [1, 1]
+
+
+def test_a_batch_of_rollouts_comes_back_with_all_that_was_trained_on(tmp_path: Path) -> None:
+    batch = [
+        TokenizedSample("a", Role.ROLLOUT, (1, 2, 3), 1, group="p", advantage=-0.5, coef=0.25,
+                        old_logprobs=(-1.0, -0.125), rollout_logprobs=(-1.0, math.inf)),
+        TokenizedSample("b", Role.DEMO, (4, 5), 1, group="p", is_correct=True),
+    ]  # fmt: skip
+    assert not NonFiniteGuard(tmp_path, max_consecutive=2).admits(math.nan, 7, batch)
+    assert kept_batch(tmp_path / "nonfinite_update_0000007") == batch
 
 
 def test_one_rank_keeps_the_batch(tmp_path: Path) -> None:

@@ -43,10 +43,7 @@ def compare(
         # What four ranks have of their own is no matter of packing: the two extremes do.
         modes = list(invariance.BATCHES.items())
         for mode, batch in modes if world_size < 4 else (modes[0], modes[-1]):
-            # Another order of the samples comes with another micro-batch.
-            order = drawn if mode == "packed" else drawn[::-1]
-            if name == "Clip-Cov":
-                order = drawn  # its random choice is over tokens in the order of the samples
+            order = invariance.reordered(drawn, name, mode)
             measured = world.measure(learner, batch, order, scratch)
             if measured is None:
                 continue

@@ -31,6 +31,7 @@ from megatron_reason.generation.server_engine import ServerEngine, finish_of
 from megatron_reason.generation.vllm_server import is_healthy
 from megatron_reason.schema.records import Finish
 from tests.models.tiny import make
+from tools.make_tiny_model import make_tiny_model
 
 pytest.importorskip("vllm")
 
@@ -80,8 +81,9 @@ class Garbled(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, first: bytes) -> None:
+    def __init__(self, first: bytes, model: Path) -> None:
         super().__init__(("127.0.0.1", 0), GarbledHandler)
+        self.model = model
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.left = [first]
         self.label = ""
@@ -98,7 +100,8 @@ class GarbledHandler(BaseHTTPRequestHandler):
     server: Garbled
 
     def do_GET(self) -> None:
-        info = {"model_config": {"max_model_len": 256, "logprobs_mode": "raw_logprobs"},
+        info = {"model_config": {"model": str(self.server.model), "max_model_len": 256,
+                                 "logprobs_mode": "raw_logprobs"},
                 "weight_transfer_config": {"backend": TCP}}  # fmt: skip
         self._say(json.dumps({"vllm_config": info}).encode())
 
@@ -127,9 +130,11 @@ def answered(label: str = LABEL, prompt_logprobs: object = None, **changes: obje
 
 
 @contextmanager
-def garbled(first: bytes, folder: Path, **changes: object) -> Iterator[ServerEngine]:
-    """An engine whose only server begins with `first`."""
-    with Garbled(first) as server:
+def garbled(
+    first: bytes, folder: Path, served: Path | None = None, **changes: object
+) -> Iterator[ServerEngine]:
+    """An engine whose only server begins with `first`, on the same model unless told otherwise."""
+    with Garbled(first, served or folder) as server:
         threading.Thread(target=server.serve_forever).start()
         config = EngineConfig.model_validate(
             {"name": "vllm-server", "servers": (server.url,), "start_timeout_s": 20,
@@ -188,6 +193,18 @@ def test_scores_that_cannot_be_read_are_asked_for_again(
     unforgiving = garbled(first, folder, max_restarts=0)
     with unforgiving as engine, pytest.raises(EngineDiedError, match="cannot be read"):
         engine.score([[1, 2]])
+
+
+def test_a_server_with_another_vocabulary_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make("LlamaForCausalLM-tied", tmp_path / "model")
+    other = make_tiny_model("LlamaForCausalLM", tmp_path / "other", vocab_size=300)
+    refused = garbled(answered(), folder, other)
+    with pytest.raises(ConfigError, match="another vocabulary than"), refused:
+        pass
+    with garbled(answered(), folder, tmp_path / "elsewhere"):
+        assert "vocabularies are not compared" in caplog.text
 
 
 def serve(run: Path, port: int) -> subprocess.Popen[str]:

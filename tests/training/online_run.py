@@ -102,7 +102,7 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
     from megatron_reason.engine.topology import init_topology
     from megatron_reason.errors import ReasonError
     from megatron_reason.generation.hf_engine import HFEngine
-    from megatron_reason.training import online
+    from megatron_reason.training import duties, online
     from megatron_reason.training.exporting import exported
 
     for job in jobs:
@@ -111,7 +111,8 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
         job.output.mkdir(parents=True, exist_ok=True)
         topology = init_topology(job.train.parallel, seed=job.seed)
         stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
-        trainable = make_trainable(stage, job.train.optim, topology)
+        frozen = duties._reference(job, topology)
+        trainable = make_trainable(stage, job.train.optim, topology, frozen)
         assert job.rollout is not None
         original, sleep = online.update, HFEngine.sleep
         online.update = _recording(original, job.output)

@@ -28,6 +28,7 @@ from tests.training.tiny_run import kill_after, losses, run, start
 FEW = {"prompts_per_update": 3, "rollouts_per_prompt": 4}
 METHODS = {
     "grpo": ("grpo", {"kl_weight": 0.0}, {}),
+    "referenced": ("grpo", {"kl_weight": 0.1}, {}),
     "dapo": ("grpo", {"clip_high": 0.28, "dual_clip": None, "drop_equal_groups": True}, {}),
     "dr_grpo": ("grpo", {"divide_by_std": False, "mean": "seq_mean_token_sum_norm"}, {}),
     "gspo": ("grpo", {"ratio": "sequence", "mean": "seq_mean_token_mean"}, {}),
@@ -126,6 +127,12 @@ def test_runs_live_and_its_first_loss_is_that_of_the_recorded_batch(folder: Path
     assert first["train/loss"] == pytest.approx(loss, abs=2e-6, rel=2e-6)
     # The log-probs of the statistics pass are those of the update, to the last bit.
     assert first.get("policy/ppo_kl", 0.0) == 0.0
+
+
+def test_the_penalty_grows_as_the_policy_leaves_its_reference(folder: Path) -> None:
+    first, *later = [row["train/kl"] for row in metrics(folder / "referenced") if "train/kl" in row]
+    assert first == pytest.approx(0, abs=1e-6)
+    assert min(later) > 1e-4
 
 
 def test_metrics_have_the_names_users_know(folder: Path):
