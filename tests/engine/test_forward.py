@@ -55,7 +55,8 @@ def both_ways(_rank: int, _world_size: int, folder: str) -> None:
                 streamed.append(name)
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6, msg=f"{name}: {found}")
     # Whose loss looks at whole sequences, or at a whole distribution of the reference.
-    assert set(invariance.METHODS) - set(streamed) == {"GSPO", "SRFT", "SFT_KL"}
+    whole_sequences = {"GSPO", "SRFT", "SRFT without w_SFT", "SRFT without w_RL"}
+    assert set(invariance.METHODS) - set(streamed) == whole_sequences | {"SFT_KL"}
 
 
 def test_streamed_and_two_passes_agree_for_every_method(tmp_path: Path) -> None:
