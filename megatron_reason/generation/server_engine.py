@@ -5,7 +5,7 @@ weights it was made, and one made by others than ours counts as a death, because
 started again in the meantime has the weights of its folder. Any failure of any server, and any
 answer that cannot be read, ends the request; `OwnedEngine` then waits until all answer again,
 refills them, and asks for what is missing. Not here: the servers (`vllm_server.py`), their side of
-the weights (`vllm_transfer.py`).
+the weights (`vllm_transfer.py`), the form of answers (`server_answers.py`).
 """
 
 import secrets
@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError
 
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
@@ -30,14 +29,23 @@ from megatron_reason.generation.bucket_server import BucketServer, address_towar
 from megatron_reason.generation.buckets import TCP, ArrivingBucket
 from megatron_reason.generation.hf_folder import vocabulary_fingerprint
 from megatron_reason.generation.owned import OwnedEngine, Request
+from megatron_reason.generation.server_answers import (
+    GENERATE,
+    Answer,
+    Choice,
+    Parsed,
+    ServerInfo,
+    parsed,
+    response_of,
+    scores_of,
+    unreadable,
+)
 from megatron_reason.generation.server_folder import registered
 from megatron_reason.generation.vllm_arguments import LOGPROBS
 from megatron_reason.logs import get_logger
-from megatron_reason.schema.records import Finish
 
 _POLL_S = 0.5
 _HEALTH_TIMEOUT_S = 5.0
-_GENERATE = "inference/v1/generate"
 _PLACES = 2
 """One bucket is filled while the engines load the other."""
 
@@ -54,60 +62,6 @@ class _Job:
     seed: int
 
 
-class _Told(BaseModel):
-    """What a server says of a token."""
-
-    logprob: float
-
-
-class _Logprobs(BaseModel):
-    content: tuple[_Told, ...]
-
-
-class _Span(BaseModel):
-    """Tokens in a row that were drawn from the same weights."""
-
-    version: str
-
-
-class _Choice(BaseModel):
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    weight_versions: tuple[_Span, ...]
-    logprobs: _Logprobs | None = None
-
-
-class _Answer(BaseModel):
-    """What a server answers to token ids."""
-
-    choices: tuple[_Choice]
-    prompt_logprobs: tuple[dict[int, _Told] | None, ...] | None = None
-
-
-class _ModelInfo(BaseModel):
-    model: str
-    """Its folder, on the server's machine."""
-    max_model_len: int
-    logprobs_mode: str
-
-
-class _TransferInfo(BaseModel):
-    backend: str
-
-
-class _Settings(BaseModel):
-    # pydantic has another use for the name `model_config`.
-    model: _ModelInfo = Field(alias="model_config")
-    transfer: _TransferInfo | None = Field(alias="weight_transfer_config")
-
-
-class _ServerInfo(BaseModel):
-    """What a server says of itself."""
-
-    vllm_config: _Settings
-
-
-_Parsed = TypeVar("_Parsed", bound=BaseModel)
 _Result = tuple[_Job, Completion] | Future[None]
 """A continuation, or a worker that has ended."""
 
@@ -213,7 +167,7 @@ class ServerEngine(OwnedEngine):
 
     def _check(self, url: str) -> None:
         """Refuse a server with other settings than ours."""
-        found = self._parsed(url, "server_info?config_format=json", None, _ServerInfo).vllm_config
+        found = self._parsed(url, "server_info?config_format=json", None, ServerInfo).vllm_config
         self._check_vocabulary(url, Path(found.model.model))
         backend = None if found.transfer is None else found.transfer.backend
         settings: dict[str, tuple[object, object]] = {
@@ -256,8 +210,9 @@ class ServerEngine(OwnedEngine):
         )
         results: Queue[_Result] = Queue()
         given_up = Event()
-        for url in self._urls:
-            for _ in range(self._config.max_num_seqs):
+        # One place of each server after the other: few jobs are spread over all servers, too.
+        for _ in range(self._config.max_num_seqs):
+            for url in self._urls:
                 worker = self._threads.submit(
                     self._work, url, jobs, sampling, stop_token_ids, results, given_up
                 )
@@ -311,7 +266,7 @@ class ServerEngine(OwnedEngine):
         self, url: str, job: _Job, sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
     ) -> Completion:
         is_greedy = not sampling.temperature
-        (choice,) = self._parsed(url, _GENERATE, {
+        (choice,) = self._parsed(url, GENERATE, {
             "token_ids": job.ids,
             "sampling_params": {
                 "temperature": sampling.temperature,
@@ -324,21 +279,14 @@ class ServerEngine(OwnedEngine):
                 "logprobs": 0,
                 "detokenize": False,
             },
-        }, _Answer).choices  # fmt: skip
-        finish = finish_of(url, choice.finish_reason)
-        told = () if choice.logprobs is None else choice.logprobs.content
-        # At least one token was asked for; an answer without any would be trained on as one.
-        if not choice.token_ids or len(told) != len(choice.token_ids):
-            raise _unreadable(
-                url, _GENERATE, f"{len(choice.token_ids)} tokens with {len(told)} log-probs"
-            )
-        self._check_label(url, choice.weight_versions)
-        logprobs = tuple(token.logprob for token in told)
-        return Completion(choice.token_ids, logprobs, finish, self._policy_version)
+        }, Answer).choices  # fmt: skip
+        self._check_label(url, choice)
+        ids, logprobs, finish = response_of(choice, url)
+        return Completion(ids, logprobs, finish, self._policy_version)
 
-    def _check_label(self, url: str, spans: Sequence[_Span]) -> None:
+    def _check_label(self, url: str, choice: Choice) -> None:
         """Refuse what other weights than ours have made."""
-        found = {span.version for span in spans}
+        found = choice.versions()
         if found != {self._label}:
             raise EngineDiedError(
                 url,
@@ -357,23 +305,14 @@ class ServerEngine(OwnedEngine):
     def _scored(self, url: str, ids: tuple[int, ...]) -> list[float]:
         asked = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
         body = {"token_ids": ids, "sampling_params": asked}
-        answer = self._parsed(url, _GENERATE, body, _Answer)
-        self._check_label(url, answer.choices[0].weight_versions)
-        told = answer.prompt_logprobs or ()
-        following = [
-            at[token].logprob
-            for at, token in zip(told[1:], ids[1:], strict=False)
-            if at is not None and token in at
-        ]
-        if len(told) != len(ids) or len(following) != len(ids) - 1:
-            raise _unreadable(
-                url, _GENERATE, f"log-probs of {len(following)} tokens, {len(ids) - 1} were asked"
-            )
-        return following
+        answer = self._parsed(url, GENERATE, body, Answer)
+        self._check_label(url, answer.choices[0])
+        return scores_of(answer, ids, url)
 
     def _exchange(self) -> None:
         label = f"{self._nonce}-folder-{self._policy_version + 1}"
         folder = {"weights_path": str(self._folder.resolve())}
+        self._pause()
         # A trainer that was killed in a sync, or another server that was, left one half done.
         self._ask_all("collective_rpc", {"method": "abandon_update"})
         self._ask_all("collective_rpc", {"method": "reload_weights", "kwargs": folder})
@@ -386,6 +325,7 @@ class ServerEngine(OwnedEngine):
             host = address_towards(url.host, url.port or 80)
             self._bucket_server = BucketServer(host, _PLACES)
         label = f"{self._nonce}-{version}"
+        self._pause()
         self._ask_all("start_weight_update", {})
         loading: deque[list[Future[Any]]] = deque()
         for number, arriving in enumerate(buckets):
@@ -400,11 +340,20 @@ class ServerEngine(OwnedEngine):
         self._ask_all("finish_weight_update", {"weight_version": label})
         self._settle(label)
 
+    def _pause(self) -> None:
+        """What has to precede every exchange of weights.
+
+        A server may still compute what an engine asked that gave up since; with weights that come
+        bucket by bucket it would run into those that are not there.
+        """
+        self._ask_all("pause?mode=abort", {})
+
     def _settle(self, label: str) -> None:
         """What has to follow every exchange of weights."""
         self._ask_all("collective_rpc", {"method": "refresh_heads"})
         # Keys and values of the old weights must not answer for the new ones.
         self._ask_all("reset_prefix_cache", {})
+        self._ask_all("resume", {})
         self._label = label
 
     def _sleep(self) -> None:
@@ -420,20 +369,14 @@ class ServerEngine(OwnedEngine):
         return [self._threads.submit(self._ask, url, path, body) for url in self._urls]
 
     def _parsed(
-        self, url: str, path: str, body: Mapping[str, Any] | None, kind: type[_Parsed]
-    ) -> _Parsed:
+        self, url: str, path: str, body: Mapping[str, Any] | None, kind: type[Parsed]
+    ) -> Parsed:
         """What a server answers, as `_ask` gets it.
 
         Raises:
             EngineDiedError: no answer, or one of another form.
         """
-        answer = self._ask(url, path, body)
-        try:
-            return kind.model_validate(answer)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "all of it"
-            raise _unreadable(url, path, f"{where}: {first['msg']}") from error
+        return parsed(self._ask(url, path, body), kind, url, path)
 
     def _ask(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:  # noqa: ANN401
         """JSON that a server answers; without a body the request is a GET.
@@ -459,31 +402,10 @@ class ServerEngine(OwnedEngine):
             try:
                 return answer.json() if answer.content else None
             except ValueError as error:
-                raise _unreadable(url, path, f"no JSON: {answer.text[:200]!r}") from error
+                raise unreadable(url, path, f"no JSON: {answer.text[:200]!r}") from error
         kind = EngineDiedError if answer.is_server_error else GenerationError
         raise kind(url, f"'{path}' answered {answer.status_code}: {answer.text[:1500]}",
                    "Look at the server's log.")  # fmt: skip
-
-
-def finish_of(url: str, reason: str) -> Finish:
-    """How a response ended, of the two ways in which one can be whole.
-
-    Raises:
-        EngineDiedError: the server gave it up ("abort", "error"): not an answer cut at its limit.
-    """
-    if reason not in ("stop", "length"):
-        raise EngineDiedError(
-            url, f"it ended an answer with {reason!r}.", "Its own log says why; ask again."
-        )
-    return Finish(reason)
-
-
-def _unreadable(url: str, path: str, what: str) -> EngineDiedError:
-    return EngineDiedError(
-        url,
-        f"its answer to '{path}' cannot be read ({what}).",
-        "Look at the server's log, and at what stands between it and the trainer.",
-    )
 
 
 def _finished(futures: Iterable[Future[Any]]) -> None:

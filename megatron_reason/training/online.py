@@ -98,14 +98,13 @@ def _announce(job: TrainJob, rollout: RolloutJob, method: Method[Any], topology:
     if topology.rank:
         return
     plan = method.plan(TrainState(0, job.train.updates))
-    per_step = rollout.settings.updates_per_step
-    stored = "".join(f", {count} stored {role}" for role, count in plan.counts.items())
+    settings = rollout.settings
+    stored = "".join(f" and {count} stored {role}s" for role, count in plan.counts.items())
     _LOG.info(
-        "%s: %d updates of %d prompts x %d rollouts of at most %d tokens%s; %d update%s a step, "
-        "weights at most %d step old",
+        "%s: %d updates, each of %d prompts x %d rollouts of at most %d tokens%s; updates from one "
+        "batch of rollouts: %d; batches begun while others are learnt from: %d",
         job.method.name, job.train.updates, plan.prompts, plan.rollouts_per_prompt,
-        rollout.settings.max_tokens, stored, per_step, "s" * (per_step > 1),
-        rollout.settings.steps_ahead,
+        settings.max_tokens, stored, settings.updates_per_step, settings.steps_ahead,
     )  # fmt: skip
     _LOG.info("%s", rate_line(job.train, job.train.updates))
 

@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -27,7 +29,8 @@ from transformers import AutoModelForCausalLM
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import ConfigError, EngineDiedError, GenerationError
 from megatron_reason.generation.buckets import TCP
-from megatron_reason.generation.server_engine import ServerEngine, finish_of
+from megatron_reason.generation.server_answers import GENERATE
+from megatron_reason.generation.server_engine import ServerEngine
 from megatron_reason.generation.vllm_server import is_healthy
 from megatron_reason.schema.records import Finish
 from tests.models.tiny import make
@@ -63,14 +66,6 @@ class Server:
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
         return int(children[-1])
-
-
-def test_an_answer_that_was_given_up_is_no_answer_cut_at_its_limit() -> None:
-    assert [finish_of("url", reason) for reason in ("stop", "length")] == [
-        Finish.STOP, Finish.LENGTH,
-    ]  # fmt: skip
-    with pytest.raises(EngineDiedError, match="ended an answer with 'abort'"):
-        finish_of("url", "abort")
 
 
 LABEL = "what the weights are called"
@@ -344,15 +339,42 @@ def test_an_update_whose_trainer_was_killed_does_not_stand_in_the_next_ones_way(
     assert gap(model, 1.0, engine.score(PROMPTS)) < 0.2
 
 
+def test_what_a_lost_engine_still_asks_ends_before_weights_come(
+    engine: ServerEngine, server: Server, model: torch.nn.Module
+) -> None:
+    child = server.child()
+    weights = buckets(model, 0.8)
+    asked = {"max_tokens": 240, "ignore_eos": True}
+    body = {"token_ids": PROMPTS[0], "sampling_params": asked}
+    with httpx.Client(timeout=60) as lost, ThreadPoolExecutor(16) as threads:
+        left = [
+            threads.submit(lost.post, f"{url}/{GENERATE}", json=body) for url in 8 * engine._urls
+        ]
+        time.sleep(0.5)
+        engine.update_weights(weights, version=5)
+        ends = [found.result().json()["choices"][0]["finish_reason"] for found in left]
+    assert ends.count("abort") >= 8, "most had begun"
+    assert gap(model, 0.8, engine.score(PROMPTS)) < 0.2
+    assert server.child() == child, "nothing was computed with half of the weights"
+
+
+def test_few_prompts_are_spread_over_the_servers(engine: ServerEngine, server: Server) -> None:
+    before = requests_of_each(server)
+    engine.generate(PROMPTS, DRAWN)
+    begun = [now - then for now, then in zip(requests_of_each(server), before, strict=True)]
+    assert sum(begun) == 2 * len(PROMPTS) <= LENGTHS["max_num_seqs"]
+    assert min(begun) == max(begun)
+
+
 def test_answers_of_another_trainers_weights_are_not_taken_for_ours(
-    engine: ServerEngine, server: Server, smollm2: Path
+    engine: ServerEngine, server: Server, smollm2: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = server.config(logprobs="sampler", max_restarts=0)
     with ServerEngine(smollm2, config, dtype="bfloat16") as other:
         other.generate(PROMPTS[:1], DRAWN)
-        label = engine._label
+        assert not caplog.messages
         engine.generate(PROMPTS[:1], DRAWN)
-        assert engine._label != label
+        assert "started again" in caplog.messages[0], "it had to give the servers its own weights"
         with pytest.raises(EngineDiedError, match="has another trainer"):
             other.generate(PROMPTS[:1], DRAWN)
 
