@@ -406,6 +406,29 @@ def test_one_of_two_servers_is_killed_and_comes_back_with_the_trainers_weights(
     assert gap(model, 0.8, engine.score(PROMPTS)) < 0.2
 
 
+def test_one_of_two_servers_is_killed_in_a_sync_and_both_have_the_next(
+    engine: ServerEngine, server: Server, model: torch.nn.Module
+) -> None:
+    """The order of calls is that of `WeightSync.push`."""
+    child = server.child()
+    weights = buckets(model, 0.8)
+
+    def killing() -> Iterator[dict[str, Tensor]]:
+        yield weights[0]
+        os.killpg(child, signal.SIGKILL)
+        yield from weights[1:]
+
+    with pytest.raises(EngineDiedError) as died:
+        engine.update_weights(killing(), version=8)
+    assert not engine.is_open
+    engine.restart(died.value)
+    assert server.child() != child
+    assert gap(model, 1.0, engine.score(PROMPTS)) < 0.2, "those of the folder, on both"
+    engine.update_weights(weights, version=8)
+    assert gap(model, 0.8, engine.score(PROMPTS)) < 0.2
+    assert {one.policy_version for row in engine.generate(PROMPTS, DRAWN) for one in row} == {8}
+
+
 def test_a_server_that_hangs_is_started_again(engine: ServerEngine, server: Server) -> None:
     assert engine.is_open
     child = server.child()
