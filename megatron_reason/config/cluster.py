@@ -3,13 +3,10 @@
 Not here: how many nodes a run takes (`launch.py`), and finding the file (`launch/clusters.py`).
 """
 
-from typing import Literal
-
 from pydantic import Field
 
 from megatron_reason.config.base import Strict
-
-GpuName = Literal["A100-40", "A100-80", "H100-80", "H200-141"]
+from megatron_reason.config.gpus import GpuName
 
 
 class ClusterConfig(Strict):

@@ -169,8 +169,8 @@ class Score(Stage[ScoreConfig]):
         refused: list[Refusal] = []
         scorer = self._scorer(context, template)
         for row, score in zip(rows, scores, strict=True):
-            exact = -score.logprob_sum / score.num_tokens
-            mean_nll = exact if self.config.ppl_dtype == "float32" else score.bfloat16_mean_nll
+            is_exact = self.config.ppl_dtype == "float32"
+            mean_nll = score.mean_nll if is_exact else score.bfloat16_mean_nll
             if not math.isfinite(mean_nll) or not math.isfinite(score.entropy_sum):
                 refused.append(("non-finite perplexity", row, f"mean NLL {mean_nll}"))
                 continue

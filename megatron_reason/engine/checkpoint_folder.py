@@ -25,6 +25,7 @@ STATE = "train_state.json"
 SUMS = "files.json"
 _INDEX = ".metadata"
 _BLOCK = 1 << 22
+_FEW_FILES = 1000
 
 Sums = Mapping[str, tuple[int, int]]
 """Bytes and CRC-32 of each file of a checkpoint, by name."""
@@ -228,10 +229,14 @@ def require_space(folder: Path, num_bytes: int) -> None:
 def unwritten(folder: Path, cause: BaseException) -> CheckpointError:
     """The error that says why a checkpoint could not be written, though there seemed to be room."""
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    free = shutil.disk_usage(folder).free
+    disk = os.statvfs(folder)
+    room = f"{disk.f_bavail * disk.f_frsize / 1e9:.3g} GB are free"
+    # Some file systems have no such limit, and say 0 of 0.
+    if disk.f_files and disk.f_favail < _FEW_FILES:
+        room += f", for {disk.f_favail} more files (inodes)"
     return CheckpointError(
         str(folder),
-        f"the checkpoint could not be written: {lines[-1].strip()}; {free / 1e9:.3g} GB are free.",
+        f"the checkpoint could not be written: {lines[-1].strip()}; {room}.",
         "Free space or mend the disk. What was saved before is untouched; the same command goes on "
         "from there.",
     )

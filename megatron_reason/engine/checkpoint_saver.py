@@ -74,6 +74,7 @@ class CheckpointSaver:
         self._config = config
         self._job = job
         self._pending: _Pending | None = None
+        self._waited_s = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +106,10 @@ class CheckpointSaver:
         dist.barrier()
         if is_first:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            try:
+                partial.mkdir(parents=True)
+            except OSError as error:
+                raise files.unwritten(self._folder, error) from error
         dist.barrier()
         keep_results_in_process()
         tensors = stored_state(trainable, portable=self._config.portable)
@@ -114,6 +118,7 @@ class CheckpointSaver:
         writer = CheckpointWriter(request)
         state = train_state(trainable, progress, portable=self._config.portable)
         blocked_s = time.perf_counter() - begun
+        self._waited_s += blocked_s
         self._pending = _Pending(progress.update, state, request, writer, begun, blocked_s)
         if not self._config.asynchronous:
             self.finish()
@@ -146,16 +151,19 @@ class CheckpointSaver:
         hand_over(written)
         partial = files.partial_of(self._folder, pending.update)
         dist.barrier()
+        is_first = self._trainable.topology.rank == 0
         try:
             for finalize in pending.request.finalize_fns:
                 finalize()
-        except CheckpointException as error:
-            # Every rank gets it, whichever could not write.
+            parts = everywhere(written.sums, self._trainable.topology.world_size)
+            if is_first:
+                self._publish(pending, {name: s for part in parts for name, s in part.items()})
+        except (CheckpointException, OSError) as error:
+            # Every rank gets the first, whichever could not write; rank 0 alone writes the rest.
             shutil.rmtree(partial, ignore_errors=True)
             raise files.unwritten(self._folder, error) from error
-        parts = everywhere(written.sums, self._trainable.topology.world_size)
-        if self._trainable.topology.rank == 0:
-            target = self._publish(pending, {name: s for part in parts for name, s in part.items()})
+        if is_first:
+            target = files.target_of(self._folder, pending.update)
             now = time.perf_counter()
             size = sum(path.stat().st_size for path in target.iterdir())
             _LOG.info(
@@ -164,8 +172,17 @@ class CheckpointSaver:
             )  # fmt: skip
             files.retire(self._folder, self._config.keep)
         dist.barrier()
+        self._waited_s += time.perf_counter() - waiting
 
-    def _publish(self, pending: _Pending, sums: dict[str, tuple[int, int]]) -> Path:
+    def waited(self) -> dict[str, float]:
+        """Metric of the seconds for which training has waited for saves since the last call.
+
+        Empty where it did not wait: no save was begun or completed.
+        """
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return {"time/save": waited_s} if waited_s else {}
+
+    def _publish(self, pending: _Pending, sums: dict[str, tuple[int, int]]) -> None:
         partial = files.partial_of(self._folder, pending.update)
         write_json(partial / files.STATE, pending.state)
         write_text(partial / _JOB, self._job)
@@ -173,4 +190,3 @@ class CheckpointSaver:
         write_json(partial / files.SUMS, sums | files.sums_of(rest, durable=True))
         target = files.target_of(self._folder, pending.update)
         files.publish(partial, target, pending.update)
-        return target

@@ -36,6 +36,11 @@ class SequenceScore:
     """Sum of -log p, each rounded to bfloat16, in nats."""
 
     @property
+    def mean_nll(self) -> float:
+        """Mean of -log p, in nats; its exponential is the perplexity."""
+        return -self.logprob_sum / self.num_tokens
+
+    @property
     def bfloat16_mean_nll(self) -> float:
         """Mean of -log p with each term, the sum and the quotient in bfloat16, in nats."""
         total = torch.tensor(self.bfloat16_nll_sum, dtype=torch.bfloat16)

@@ -12,6 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_reason import platform
 from megatron_reason.config.train import BatchConfig, OptimConfig, TrainConfig
 from megatron_reason.engine.aggregation import global_counts, means_of
+from megatron_reason.engine.flops import flops_of, rates
 from megatron_reason.engine.forward import Head, LossSpec, training_step
 from megatron_reason.engine.frozen import Models, fill_frozen
 from megatron_reason.engine.guards import NonFiniteGuard
@@ -19,6 +20,7 @@ from megatron_reason.engine.optim import learning_rate, set_learning_rate
 from megatron_reason.engine.packing import microbatches_of_rank
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.errors import DataError
+from megatron_reason.models.build import vocab_size
 from megatron_reason.schema.batch import PackedBatch, TokenizedSample
 from megatron_reason.schema.method import Method, Term, TrainState
 from megatron_reason.schema.metrics import StepMetrics
@@ -43,6 +45,7 @@ def update(
     stepped = _step(trainable, train.optim, guard, state, samples)
     num_tokens = sum(sample.num_positions for sample in samples)
     seconds = time.perf_counter() - started
+    flops = flops_of(trainable.model.config, vocab_size(trainable.model), samples)
     metrics = merged.means()
     if topology.is_last_stage:
         metrics |= means_of(terms, merged)
@@ -50,6 +53,7 @@ def update(
         **stepped,
         "train/nonfinite_skipped": float(guard.skipped),
         "perf/tokens_per_s": num_tokens / seconds,
+        **rates(flops, seconds, trainable.model.config.params_dtype),
         "perf/peak_mem_gb": _largest(platform.peak_memory_gb()),
         "time/step": seconds,
     }

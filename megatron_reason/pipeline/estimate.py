@@ -10,31 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
-from megatron_reason.config.cluster import GpuName
+from megatron_reason.config.gpus import GIB, GPUS, Gpu, GpuName
 from megatron_reason.config.model import Precision
 from megatron_reason.pipeline._sizes import Sizes
 from megatron_reason.schema.method import Frozen, Needs
 
 Recompute = Literal["none", "selective", "full"]
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What a data sheet says of a GPU."""
-
-    memory: float
-    """Bytes."""
-    flops: float
-    """Dense bfloat16 operations per second."""
-
-
-GPUS: dict[GpuName, Gpu] = {
-    "A100-40": Gpu(40 * GIB, 312e12),
-    "A100-80": Gpu(80 * GIB, 312e12),
-    "H100-80": Gpu(80 * GIB, 989e12),
-    "H200-141": Gpu(141e9, 989e12),
-}
 DEFAULT_MFU = 0.35
 """Assumed share of a GPU's peak, before what a layout costs."""
 _OVERHEAD = 3 * GIB

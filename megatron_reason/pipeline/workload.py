@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Any
 
-from megatron_reason.config.cluster import GpuName
+from megatron_reason.config.gpus import GPUS, GpuName
 from megatron_reason.config.launch import LaunchConfig
 from megatron_reason.config.train import TrainConfig
 from megatron_reason.curation.mix import MixConfig
@@ -15,7 +15,7 @@ from megatron_reason.curation.select import SelectConfig
 from megatron_reason.errors import ConfigError
 from megatron_reason.launch.clusters import load_cluster
 from megatron_reason.pipeline._sizes import Sizes, sizes_of
-from megatron_reason.pipeline.estimate import GPUS, Extras, Layout, Machine, Workload
+from megatron_reason.pipeline.estimate import Extras, Layout, Machine, Workload
 from megatron_reason.pipeline.run_config import RunConfig
 from megatron_reason.schema.method import TrainState, build_method
 

@@ -30,7 +30,7 @@ from megatron_reason.training.stopping import stop_wish
 
 CHECKPOINTS = "checkpoints"
 _SHOWN = {"reward/mean": "reward", "train/loss": "loss", "train/grad_norm": "grad_norm"}
-_TIMES = ("rollout", "grade", "prepass", "train", "wait", "sync", "eval")
+_TIMES = ("rollout", "grade", "prepass", "train", "wait", "sync", "eval", "save")
 
 
 class Stepper(Protocol):
@@ -86,6 +86,7 @@ class Loop:
                 before = state.update
                 state, metrics = self.stepper.step(state, guard)
                 saver.poll()
+                metrics |= saver.waited()
                 means.merge(as_counts(metrics))
                 sinks.log(state.update, {**metrics, PLANNED: float(self.total)})
                 bar.advance(state.update - before, _note(metrics))

@@ -1,5 +1,6 @@
 """Scores do not depend on rounds, packing or ranks, and come back in the order asked for."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.train import BatchConfig
 from megatron_reason.engine import prepass
 from megatron_reason.engine.packing import pack
+from megatron_reason.ops.token_stats import token_stats_from_logits
 from megatron_reason.schema.batch import Role, TokenizedSample, TokenStats
 from tests.distributed import spawn
 from tests.engine import invariance
+from tests.fixture_f import LOGITS, TARGET
+from tests.fixture_f import batch as fixture
 
 
 def scores_agree(rank: int, world_size: int, folder: str) -> None:
@@ -83,8 +87,27 @@ def test_a_mean_in_bfloat16_is_what_a_script_gets_from_bfloat16_logits() -> None
     stats = TokenStats(logprob_T=logprob_T, entropy_T=torch.zeros_like(logprob_T))
     scores = prepass.sequence_scores(stats, batch)
     assert [score.bfloat16_mean_nll for score in scores] == means_B.tolist()
-    exact = [-score.logprob_sum / score.num_tokens for score in scores]
+    exact = [score.mean_nll for score in scores]
     assert exact != means_B.tolist()
     assert exact == pytest.approx(means_B.tolist(), rel=2**-6)
     parts = logprob_T.split([n - 1 for n in lengths])
     assert [score.min_logprob for score in scores] == [part.min().item() for part in parts]
+
+
+def test_perplexities_and_entropies_of_the_fixture() -> None:
+    stats = token_stats_from_logits(LOGITS, TARGET)
+    scores = prepass.sequence_scores(stats, fixture((Role.DEMO,) * 4))
+    expected = torch.tensor(
+        [[1.6704708590, 5.3146696682, 0.9121664143, -3.3409417180],
+         [1.1223931839, 3.0721977467, 0.9032541214, -3.3671795516],
+         [0.6254717705, 1.8691275488, 1.0782348594, -0.6254717705],
+         [0.8185328446, 2.2671711038, 1.0166268238, -1.6370656891]], dtype=torch.float64,
+    )  # fmt: skip
+    found = [
+        (one.mean_nll, math.exp(one.mean_nll), one.entropy_sum / one.num_tokens, one.logprob_sum)
+        for one in scores
+    ]
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected)
+    tokens = sum(one.num_tokens for one in scores)
+    assert sum(-one.logprob_sum for one in scores) / tokens == pytest.approx(1.1213323412)
+    assert sum(one.entropy_sum for one in scores) / tokens == pytest.approx(0.9556979625)

@@ -1,8 +1,8 @@
 import pytest
 
+from megatron_reason.config.gpus import GIB
 from megatron_reason.pipeline._sizes import KNOWN
 from megatron_reason.pipeline.estimate import (
-    GIB,
     Extras,
     Layout,
     Machine,

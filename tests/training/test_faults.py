@@ -228,6 +228,40 @@ def test_a_full_disk_keeps_what_was_saved_and_the_run_goes_on_when_there_is_room
     assert [step for step, _, _ in losses(output)] == list(range(1, 19))
 
 
+def test_a_disk_that_fills_during_a_save_keeps_what_was_saved(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    """Bytes are free, so the save begins; it has no room for more files."""
+
+    def limit(files_more: int) -> None:
+        disk = os.statvfs(small_disk)
+        options = f"remount,size=50m,nr_inodes={disk.f_files - disk.f_ffree + files_more}"
+        subprocess.run(["mount", "-o", options, str(small_disk)], check=True)
+
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "checkpoints").symlink_to(small_disk)
+    limit(1000)
+    job = write_job(tmp_path, output, dtype="float32", train=short(updates=18), stop_after=6)
+    run(job, 1)
+    (first,) = files.complete(output / "checkpoints")
+    limit(len(list(first.iterdir())) // 2)
+    job = write_job(tmp_path, output, dtype="float32", train=short(updates=18))
+    process = start(job, 1)
+    report, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "the checkpoint could not be written" in report
+    assert "No space left on device" in report
+    assert "more files (inodes)" in report
+    assert files.complete(output / "checkpoints") == [first]
+    assert not [*(output / "checkpoints").glob(".iter*")]
+    assert files.damage(first, 0, 1) is None
+    limit(1000)
+    assert "resumed from iter_0000006 after update 6" in run(job, 1)
+    assert [step for step, _, _ in losses(output)] == list(range(1, 19))
+    assert len(files.complete(output / "checkpoints")) > 1
+
+
 def save_until_killed(folder: Path) -> None:
     """One checkpoint after the other, in a process that waits for its end."""
     from megatron_reason.config.model import ModelConfig

@@ -18,4 +18,23 @@ def test_a_stop_between_the_updates_of_a_step_comes_after_it(tmp_path: Path) -> 
     assert [path.name for path in files.complete(checkpoints)] == ["iter_0000004"]
     # What was passed before the start is passed for good.
     spawn(online_run.run_all, 1, [first])
-    assert [row["step"] for row in online_run.metrics(job.output) if row["step"]] == [2, 4, 6]
+    rows = [row for row in online_run.metrics(job.output) if row["step"]]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    # Each of the two runs saved after its last line only.
+    assert ["time/save" in row for row in rows] == [False, False, False]
+    assert all(row["perf/tflops_per_rank"] > 0 for row in rows)
+
+
+def test_the_line_after_a_save_says_how_long_training_waited_for_it(tmp_path: Path) -> None:
+    make_data(tmp_path)
+    job = make_job(
+        tmp_path, "run", "grpo", {"prompts_per_update": 1, "rollouts_per_prompt": 2}, updates=3,
+        rollout={"updates_per_step": 1}, table=None,
+    )  # fmt: skip
+    checkpoint = job.train.checkpoint.model_copy(update={"every": 1, "asynchronous": False})
+    train = job.train.model_copy(update={"checkpoint": checkpoint})
+    spawn(online_run.run_all, 1, [job.model_copy(update={"train": train})])
+    first, *later = [row for row in online_run.metrics(job.output) if row["step"]]
+    assert "time/save" not in first
+    assert all(0 < row["time/save"] < 60 for row in later)
+    assert len(later) == 2
