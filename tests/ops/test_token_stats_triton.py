@@ -74,6 +74,13 @@ def edges(rank: int, world_size: int) -> None:
         in_float32 = {n: v.float() if v.is_floating_point() else v for n, v in vars(oracle).items()
                       if v is not None}  # fmt: skip
         assert_same(stats, type(stats)(**in_float32), atol=1e-5, rtol=1e-5)
+    # An unlikelihood's cotangent is p / (1 - p): the target's own column gets p, with all digits.
+    peaks = torch.tensor([[10.6, 0, 0, 0, 0], [13.0, 0, 0, 0, 0]], requires_grad=True)
+    sure = token_stats(peaks, eye.float(), torch.tensor([0, 0]), backend="triton")
+    logprob_T = sure.logprob_T.detach()
+    sure.logprob_T.backward(-logprob_T.exp() / torch.expm1(logprob_T))
+    assert peaks.grad is not None
+    torch.testing.assert_close(peaks.grad[:, 0], logprob_T.exp(), atol=0, rtol=1e-6)
     hidden, weight = torch.randn(0, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
     nothing = token_stats(hidden, weight, torch.zeros(0, dtype=torch.int64), backend="triton")
     blend(nothing).backward()

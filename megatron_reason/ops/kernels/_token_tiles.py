@@ -114,6 +114,7 @@ def _gradient_tile(
     slope = tl.load(row + 2 * num_tokens, mask=is_token, other=0.0)
     factor = tl.load(row + 3 * num_tokens, mask=is_token, other=0.0)
     grad_logprob = tl.load(row + 4 * num_tokens, mask=is_token, other=0.0)
+    grad_target = tl.load(row + 8 * num_tokens, mask=is_token, other=0.0)
     logits = _logits_tile(
         hidden, weight, token, column, num_tokens, num_columns, width, temperature,
         depth, wide, upcast,
@@ -132,7 +133,9 @@ def _gradient_tile(
         ref_logprob = (ref - ref_offset[:, None]) - ref_log_sum[:, None]
         inner -= grad_kl[:, None] * tl.where(prob > 0, ref_logprob, 0.0)
     wanted = tl.load(target + token, mask=is_token, other=-1) - first_column
-    grad = prob * inner + tl.where(column[None, :] == wanted[:, None], grad_logprob[:, None], 0.0)
+    is_wanted = column[None, :] == wanted[:, None]
+    pull = tl.where(is_wanted, grad_target[:, None], -grad_logprob[:, None] * prob)
+    grad = prob * inner + pull
     return tl.where(is_token[:, None] & (column < num_columns)[None, :], grad / temperature, 0.0)
 
 

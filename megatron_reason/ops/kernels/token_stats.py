@@ -193,12 +193,16 @@ class _Launch:
 
 
 def _per_token(stats: RowStats, grads: tuple[Tensor | None, ...]) -> Tensor:
-    """[8, T]: what the gradient of a tile needs to know of each token."""
+    """[9, T]: what the gradient of a tile needs to know of each token.
+
+    The last is what the target's own column gets of the cotangent of log p: its product with 1 - p,
+    which next to p = 1 has all the digits that the difference of it and its product with p lacks.
+    """
     cotangents = cotangents_of(grads, stats)
     zero_T = torch.zeros_like(stats.entropy_T)
     grad_entropy_T = zero_T if cotangents.entropy_T is None else cotangents.entropy_T
     grad_kl_T = zero_T if cotangents.kl_T is None else cotangents.kl_T
-    factor_T = -cotangents.logprob_T - grad_entropy_T * stats.entropy_T
+    factor_T = -grad_entropy_T * stats.entropy_T
     ref = [zero_T, zero_T]
     if stats.kl_T is not None:
         assert stats.ref_max_logit_T is not None, "a divergence has the reference's maxima"
@@ -209,5 +213,6 @@ def _per_token(stats: RowStats, grads: tuple[Tensor | None, ...]) -> Tensor:
         [
             stats.max_logit_T, stats.log_sum_T, grad_kl_T - grad_entropy_T, factor_T,
             cotangents.logprob_T, *ref, grad_kl_T,
+            -cotangents.logprob_T * torch.expm1(stats.logprob_T),
         ]
     )  # fmt: skip
