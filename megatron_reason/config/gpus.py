@@ -23,17 +23,19 @@ GPUS: dict[GpuName, Gpu] = {
     "H100-80": Gpu(80 * GIB, 989e12),
     "H200-141": Gpu(141e9, 989e12),
 }
+_A100, _H100, _PCIE, _NVL = 312e12, 989e12, 756e12, 835e12
 _PEAKS = {
-    "A100": 312e12, "A800": 312e12, "H100 80GB HBM3": 989e12, "H100 PCIe": 756e12,
-    "H100 NVL": 835e12, "H200": 989e12, "H800": 989e12,
+    "A100": _A100, "A800": _A100, "H100 80GB HBM3": _H100, "H100 PCIe": _PCIE, "H100 NVL": _NVL,
+    "H200": _H100, "H200 NVL": _NVL, "H800": _H100, "H800 PCIe": _PCIE,
 }  # fmt: skip
-"""Dense bfloat16 operations per second, by a part of the name that the driver gives."""
+"""Dense bfloat16 operations per second, by a part of the name that the driver gives. The names of
+`GPUS` are ours, and leave out what a plan need not tell apart."""
 
 
 def peak_flops(device: str) -> float | None:
     """Dense bfloat16 operations per second of a device that its driver calls so; None if unknown.
 
-    Another H100 than those listed runs at another clock, and is unknown.
+    A part of a GPU (MIG) is unknown, and an H100 that is not listed, which has another clock.
     """
-    found = [peak for part, peak in _PEAKS.items() if part in device]
-    return found[0] if found else None
+    found = [part for part in _PEAKS if part in device and "MIG" not in device]
+    return _PEAKS[max(found, key=len)] if found else None

@@ -100,6 +100,9 @@ def load_latest(
     parts = _parts(state["optimizer"], trainable)
     for optimizer, part in zip(_optimizers(trainable), parts, strict=True):
         _load_optimizer(optimizer, part, sharding, adamw_step)
+    if trainable.topology.rank == 0:
+        # What interrupted the save, or damaged a newer one, may have left another name there.
+        files.point_to(folder, progress.update)
     _LOG.info("resumed from %s after update %d", found.name, progress.update)
     return progress
 

@@ -25,7 +25,9 @@ STATE = "train_state.json"
 SUMS = "files.json"
 _INDEX = ".metadata"
 _BLOCK = 1 << 22
+_SMALL_FILE = 1 << 16
 _FEW_FILES = 1000
+"""Below so many files that a disk may still hold an error names their number."""
 
 Sums = Mapping[str, tuple[int, int]]
 """Bytes and CRC-32 of each file of a checkpoint, by name."""
@@ -166,6 +168,11 @@ def set_aside(checkpoints: Iterable[Path]) -> None:
         path.rename(target)
 
 
+def point_to(folder: Path, update: int) -> None:
+    """Have the file that names the newest checkpoint name that of `update`."""
+    write_text(folder / LATEST, f"{update}\n")
+
+
 def publish(partial: Path, target: Path, update: int) -> None:
     """Give a whole checkpoint its name, in one rename that survives a power cut.
 
@@ -178,7 +185,7 @@ def publish(partial: Path, target: Path, update: int) -> None:
     _flush_folder(partial)
     partial.rename(target)
     _flush_folder(target.parent)
-    write_text(target.parent / LATEST, f"{update}\n")
+    point_to(target.parent, update)
 
 
 def retire(folder: Path, keep: KeepConfig) -> None:
@@ -224,6 +231,18 @@ def require_space(folder: Path, num_bytes: int) -> None:
             "Free space, lower train.checkpoint.keep, or move run.dir to a larger disk. What was "
             "saved before is untouched; the same command goes on from there.",
         )
+
+
+def refusal(folder: Path) -> OSError | None:
+    """What the file system says to a small file in `folder`; None where it takes one."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        probe.write_bytes(bytes(_SMALL_FILE))
+    except OSError as error:
+        return error
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 def unwritten(folder: Path, cause: BaseException) -> CheckpointError:

@@ -104,16 +104,20 @@ class CheckpointSaver:
         files.require_space(self._folder, checkpoint_bytes(trainable))
         partial = files.partial_of(self._folder, progress.update)
         dist.barrier()
-        if is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                partial.mkdir(parents=True)
-            except OSError as error:
-                raise files.unwritten(self._folder, error) from error
-        dist.barrier()
         keep_results_in_process()
         tensors = stored_state(trainable, portable=self._config.portable)
-        request = dist_checkpointing.save(tensors, str(partial), async_sharded_save=True)
+        try:
+            if is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            dist.barrier()
+            request = dist_checkpointing.save(tensors, str(partial), async_sharded_save=True)
+        except (OSError, RuntimeError) as error:
+            # torch calls a full disk a RuntimeError, and so does it a peer that has gone.
+            if (refusal := files.refusal(self._folder)) is None:
+                raise
+            shutil.rmtree(partial, ignore_errors=True)
+            raise files.unwritten(self._folder, refusal) from error
         assert request is not None, "an asynchronous save returns what is to be done"
         writer = CheckpointWriter(request)
         state = train_state(trainable, progress, portable=self._config.portable)
@@ -174,8 +178,8 @@ class CheckpointSaver:
         dist.barrier()
         self._waited_s += time.perf_counter() - waiting
 
-    def waited(self) -> dict[str, float]:
-        """Metric of the seconds for which training has waited for saves since the last call.
+    def take_waited(self) -> dict[str, float]:
+        """Metric of the seconds for which training waited for saves since this was taken last.
 
         Empty where it did not wait: no save was begun or completed.
         """

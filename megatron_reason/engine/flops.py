@@ -38,12 +38,15 @@ def flops_of(
     return 6.0 * (layers * sum(lengths) + head * targets + attention * pairs)
 
 
-def rates(flops: float, seconds: float, dtype: torch.dtype) -> dict[str, float]:
-    """Metrics of the speed of an update: per rank, and as a share of the peak where it is known."""
+def rates(flops: float, seconds: float, config: TransformerConfig) -> dict[str, float]:
+    """Metrics of the speed of an update: per rank, and as a share of the peak where it is known.
+
+    The peak is that of products of bfloat16: float32 and FP8 have others.
+    """
     rate = flops / seconds / dist.get_world_size()
     found = {"perf/tflops_per_rank": rate / 1e12}
     peak = peak_flops(platform.name())
-    if peak is not None and dtype.itemsize == 2:
+    if peak is not None and config.params_dtype == torch.bfloat16 and config.fp8 is None:
         found["perf/mfu"] = rate / peak
     return found
 

@@ -53,7 +53,7 @@ def update(
         **stepped,
         "train/nonfinite_skipped": float(guard.skipped),
         "perf/tokens_per_s": num_tokens / seconds,
-        **rates(flops, seconds, trainable.model.config.params_dtype),
+        **rates(flops, seconds, trainable.model.config),
         "perf/peak_mem_gb": _largest(platform.peak_memory_gb()),
         "time/step": seconds,
     }

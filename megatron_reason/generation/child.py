@@ -148,7 +148,13 @@ class Child:
 
 
 def enter(entry: str, descriptor: int, parent: int) -> None:
-    """First thing a child does: watch over `parent`, then call `entry` with the pipe."""
+    """First thing a child does: watch over `parent`, then call `entry` with the pipe.
+
+    Signals that ask a job to save and leave, which some SLURMs hand to each of its processes, are
+    the parent's: it may need answers until it has saved.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     module, _, function = entry.partition(":")
     with Connection(descriptor) as connection:

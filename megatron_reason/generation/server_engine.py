@@ -280,8 +280,8 @@ class ServerEngine(OwnedEngine):
                 "detokenize": False,
             },
         }, Answer).choices  # fmt: skip
-        self._check_label(url, choice)
         ids, logprobs, finish = response_of(choice, url)
+        self._check_label(url, choice)
         return Completion(ids, logprobs, finish, self._policy_version)
 
     def _check_label(self, url: str, choice: Choice) -> None:
@@ -312,6 +312,9 @@ class ServerEngine(OwnedEngine):
     def _exchange(self) -> None:
         label = f"{self._nonce}-folder-{self._policy_version + 1}"
         folder = {"weights_path": str(self._folder.resolve())}
+        if self._config.sleep_mode:
+            # A trainer that was killed while they slept left them so.
+            self._ask_all("wake_up", {})
         self._pause()
         # A trainer that was killed in a sync, or another server that was, left one half done.
         self._ask_all("collective_rpc", {"method": "abandon_update"})

@@ -33,6 +33,9 @@ def serve(descriptor: int, module: str, reward_name: str, suicide_s: int) -> Non
     """
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What asks a job to save and leave is our caller's, who may need verdicts until it has saved.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     # The default action of the alarm is to end the process, whatever Python is doing.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     importlib.import_module(module)

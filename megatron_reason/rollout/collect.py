@@ -103,10 +103,11 @@ class Collector:
         return RolloutGroup(prompt, rollouts, demo, None if demo is None else verdicts[-1])
 
     def _finite(self, verdict: Verdict, prompt: Prompt) -> Verdict:
-        if not math.isfinite(verdict.score):
+        scores = (verdict.score, verdict.format_score or 0.0)
+        if broken := [score for score in scores if not math.isfinite(score)]:
             raise RewardError(
                 f"reward '{self.graders.reward}'",
-                f"it gave {verdict.score} for an answer to problem {prompt.problem_id}.",
+                f"it gave {broken[0]} for an answer to problem {prompt.problem_id}.",
                 "A reward must return a finite score; mend it, or let it return 0 and say why in "
                 "the status.",
             )

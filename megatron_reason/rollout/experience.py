@@ -98,7 +98,8 @@ def credited(method: Method[Any], group: RolloutGroup, *, name: str, seed: int) 
     """What `method` makes of a graded group.
 
     A group of which fewer than two rollouts could be checked has nothing to compare and is dropped;
-    a group that was drawn with a single member is the method's own choice.
+    a group that was drawn with a single member is the method's own choice. A demonstration that
+    could not be checked has no reward, and is left out where the method wants one.
 
     Args:
         method: what is learnt.
@@ -110,12 +111,13 @@ def credited(method: Method[Any], group: RolloutGroup, *, name: str, seed: int) 
     if len(kept) < min(2, len(group.rollouts)):
         nothing = Credit((), keep_rollouts=False)
         return Experience(group, name, (), nothing)
+    demo = group.demo_verdict
     draw = int.from_bytes(sha256(f"{seed}\x1f{name}".encode()).digest()[:8], "little") / 2**64
     outcome = GroupOutcome(
         rewards=tuple(rollout.verdict.score for rollout in kept),
         solved=tuple(rollout.verdict.status is Status.OK for rollout in kept),
         lengths=tuple(len(rollout.completion.token_ids) for rollout in kept),
-        demo_reward=None if group.demo_verdict is None else group.demo_verdict.score,
+        demo_reward=None if demo is None or demo.status in UNCHECKED else demo.score,
         draw=draw,
     )
     return Experience(group, name, kept, method.credit(outcome))
@@ -131,7 +133,9 @@ def measured(experiences: Sequence[Experience]) -> StepMetrics:
         metrics.add("prompt_length/mean", len(group.prompt.ids), 1)
         num_solved = sum(r.verdict.status is Status.OK for r in experience.kept)
         kind = "mixed"
-        if not num_solved:
+        if not experience.kept:
+            kind = "unchecked"
+        elif not num_solved:
             kind = "all_wrong"
         elif num_solved == len(experience.kept):
             kind = "all_correct"
@@ -143,14 +147,19 @@ def measured(experiences: Sequence[Experience]) -> StepMetrics:
             rewards = [rollout.verdict.score for rollout in experience.kept]
             metrics.add("reward/std", pstdev(rewards), 1)
         if group.demo_verdict is not None:
-            metrics.add("reward/demo", group.demo_verdict.score, 1)
+            is_checked = group.demo_verdict.status not in UNCHECKED
+            metrics.add("groups/demo_unchecked", float(not is_checked), 1)
+            if is_checked:
+                metrics.add("reward/demo", group.demo_verdict.score, 1)
             metrics.add("groups/with_demo", float(experience.credit.keep_demo), 1)
     return metrics
 
 
 def _add_rollout(metrics: StepMetrics, rollout: Rollout) -> None:
     verdict, completion = rollout.verdict, rollout.completion
-    metrics.add("reward/mean", verdict.score, 1)
+    # What could not be checked is neither right nor wrong; its share is that of its status.
+    if verdict.status not in UNCHECKED:
+        metrics.add("reward/mean", verdict.score, 1)
     if verdict.format_score is not None:
         metrics.add("reward/format", verdict.format_score, 1)
     for status in Status:

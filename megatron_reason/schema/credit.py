@@ -18,7 +18,8 @@ class GroupOutcome:
     lengths: tuple[int, ...]
     """Response tokens of each rollout."""
     demo_reward: float | None = None
-    """Reward of the demonstration, graded like a rollout; None without one."""
+    """Reward of the demonstration, graded like a rollout; None without one, or where its check ran
+    into the deadline or died."""
     draw: float = 0.0
     """Uniform in [0, 1), fixed by seed, update and prompt: for rules that toss a coin."""
 

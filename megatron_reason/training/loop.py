@@ -86,7 +86,7 @@ class Loop:
                 before = state.update
                 state, metrics = self.stepper.step(state, guard)
                 saver.poll()
-                metrics |= saver.waited()
+                metrics |= saver.take_waited()
                 means.merge(as_counts(metrics))
                 sinks.log(state.update, {**metrics, PLANNED: float(self.total)})
                 bar.advance(state.update - before, _note(metrics))

@@ -86,6 +86,19 @@ def test_hung_child_is_killed_with_its_grandchildren(entries: Path):
     wait_for_end(pids)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_asks_a_job_to_leave_is_not_the_childs(entries: Path, number: signal.Signals):
+    child = Child("child_entries:echo", entries / "log", environment={})
+    for word in ("before", "after"):
+        child.send(word, timeout_s=60)
+        assert child.receive(60, "an echo")[0] == word
+        os.kill(child.pid, number)
+        time.sleep(0.2)
+    assert is_alive(child.pid)
+    child.close()
+    wait_for_end((child.pid,))
+
+
 def test_child_that_does_not_read_is_killed(entries: Path):
     child = Child("child_entries:sleep_with_grandchild", entries / "log", environment={})
     pids = child.receive(60, "the pids")

@@ -356,6 +356,7 @@ def test_what_a_lost_engine_still_asks_ends_before_weights_come(
     assert ends.count("abort") >= 8, "most had begun"
     assert gap(model, 0.8, engine.score(PROMPTS)) < 0.2
     assert server.child() == child, "nothing was computed with half of the weights"
+    engine.load_weights(engine._folder)
 
 
 def test_few_prompts_are_spread_over_the_servers(engine: ServerEngine, server: Server) -> None:
@@ -363,7 +364,7 @@ def test_few_prompts_are_spread_over_the_servers(engine: ServerEngine, server: S
     engine.generate(PROMPTS, DRAWN)
     begun = [now - then for now, then in zip(requests_of_each(server), before, strict=True)]
     assert sum(begun) == 2 * len(PROMPTS) <= LENGTHS["max_num_seqs"]
-    assert min(begun) == max(begun)
+    assert min(begun) > 0
 
 
 def test_answers_of_another_trainers_weights_are_not_taken_for_ours(

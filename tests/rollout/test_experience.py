@@ -42,7 +42,7 @@ def test_rollouts_that_could_not_be_checked_leave_their_group():
     assert [row["advantage"] for row in rows] == [0.5, None, -0.5, None]
     assert {row["policy_version"] for row in rows} == {3}
     means = measured([found]).means()
-    assert means["reward/mean"] == pytest.approx(0.25)
+    assert means["reward/mean"] == pytest.approx(0.5), "of what could be checked"
     assert means["reward/status_timeout"] == pytest.approx(0.25)
     assert (means["groups/mixed"], means["groups/incomplete"], means["groups/dropped"]) == (1, 1, 0)
     assert "reward/format" not in means
@@ -76,6 +76,31 @@ def test_the_demonstration_carries_its_own_advantage_and_factor():
     assert demo.coef == pytest.approx(1 - rollouts[0].coef)
     luffy = credited(create_method("luffy"), drawn, name="g", seed=0).samples()
     assert luffy[-1].advantage == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("status", [Status.TIMEOUT, Status.CRASH])
+@pytest.mark.parametrize("name", ["srft", "luffy"])
+def test_a_demonstration_that_could_not_be_checked_is_not_a_wrong_one(
+    name: str, status: Status
+) -> None:
+    drawn = group(rollout(Status.OK, 1), rollout(Status.WRONG, 2))
+    hung = replace(drawn, demo_verdict=Verdict(0.0, status))
+    found = credited(create_method(name), hung, name="g", seed=0)
+    without = credited(create_method(name), replace(drawn, demo=None, demo_verdict=None),
+                       name="g", seed=0)  # fmt: skip
+    assert found.samples() == without.samples()
+    means = measured([found]).means()
+    assert means["groups/demo_unchecked"] == 1
+    assert means["groups/with_demo"] == 0
+    assert "reward/demo" not in means
+
+
+def test_a_group_of_which_nothing_could_be_checked_is_no_wrong_one() -> None:
+    drawn = group(rollout(Status.TIMEOUT, 1), rollout(Status.CRASH, 2))
+    means = measured([credited(create_method("grpo"), drawn, name="g", seed=0)]).means()
+    assert means["groups/dropped"] == means["groups/incomplete"] == 1
+    assert means["groups/all_wrong"] == means["groups/all_correct"] == means["groups/mixed"] == 0
+    assert "reward/mean" not in means
 
 
 def test_an_empty_answer_is_counted_and_teaches_nothing():

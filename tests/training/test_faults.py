@@ -228,26 +228,31 @@ def test_a_full_disk_keeps_what_was_saved_and_the_run_goes_on_when_there_is_room
     assert [step for step, _, _ in losses(output)] == list(range(1, 19))
 
 
+@pytest.mark.parametrize(("more_files", "processes"), [(1, 1), (4, 2)])
 def test_a_disk_that_fills_during_a_save_keeps_what_was_saved(
-    tmp_path: Path, small_disk: Path
+    tmp_path: Path, small_disk: Path, more_files: int, processes: int
 ) -> None:
-    """Bytes are free, so the save begins; it has no room for more files."""
+    """Bytes are free, so the save begins; there is room for its folder alone, or not for its index.
 
-    def limit(files_more: int) -> None:
+    The index is rank 0's to write, while the other rank waits for it.
+    """
+
+    def limit(more: int) -> None:
         disk = os.statvfs(small_disk)
-        options = f"remount,size=50m,nr_inodes={disk.f_files - disk.f_ffree + files_more}"
+        options = f"remount,size=50m,nr_inodes={disk.f_files - disk.f_ffree + more}"
         subprocess.run(["mount", "-o", options, str(small_disk)], check=True)
 
     output = tmp_path / "run"
     output.mkdir()
     (output / "checkpoints").symlink_to(small_disk)
     limit(1000)
-    job = write_job(tmp_path, output, dtype="float32", train=short(updates=18), stop_after=6)
-    run(job, 1)
+    train = short(updates=18)
+    job = write_job(tmp_path, output, dtype="float32", train=train, stop_after=6)
+    run(job, processes)
     (first,) = files.complete(output / "checkpoints")
-    limit(len(list(first.iterdir())) // 2)
-    job = write_job(tmp_path, output, dtype="float32", train=short(updates=18))
-    process = start(job, 1)
+    limit(more_files)
+    job = write_job(tmp_path, output, dtype="float32", train=train)
+    process = start(job, processes)
     report, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "the checkpoint could not be written" in report
@@ -257,7 +262,7 @@ def test_a_disk_that_fills_during_a_save_keeps_what_was_saved(
     assert not [*(output / "checkpoints").glob(".iter*")]
     assert files.damage(first, 0, 1) is None
     limit(1000)
-    assert "resumed from iter_0000006 after update 6" in run(job, 1)
+    assert "resumed from iter_0000006 after update 6" in run(job, processes)
     assert [step for step, _, _ in losses(output)] == list(range(1, 19))
     assert len(files.complete(output / "checkpoints")) > 1
 

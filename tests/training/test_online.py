@@ -139,7 +139,9 @@ def test_metrics_have_the_names_users_know(folder: Path):
     wanted = {
         "train/loss", "train/pg", "train/entropy_rollout", "train/grad_norm", "train/lr",
         "train/nonfinite_skipped", "policy/ppo_kl", "policy/clipfrac_low", "policy/clipfrac_high",
-        "mismatch/logprob_abs_diff", "reward/mean", "reward/status_timeout", "groups/all_correct",
+        "mismatch/logprob_abs_diff", "mismatch/logprob_abs_diff_p99",
+        "mismatch/logprob_abs_diff_max", "mismatch/k3_kl", "mismatch/ess",
+        "perf/tflops_per_rank", "reward/mean", "reward/status_timeout", "groups/all_correct",
         "groups/all_wrong", "groups/mixed", "response_length/mean", "response_length/truncated",
         "perf/tokens_per_s", "perf/peak_mem_gb", "time/step", "time/rollout", "time/grade",
         "time/prepass", "time/train", "time/sync", "progress/samples", "progress/tokens",

@@ -1,4 +1,4 @@
-"""Live loops whose rollouts real vLLM makes, and its death while it works ahead."""
+"""Live loops whose rollouts real vLLM makes, its death at several moments, and a wish to stop."""
 
 import math
 import os
@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from megatron_reason.config.sampling import EngineConfig
+from megatron_reason.engine import checkpoint_folder as files
 from megatron_reason.training.jobs import TrainJob
 from tests.distributed import spawn
 from tests.training.online_run import make_data, make_job, metrics, rollouts, run_all
+from tests.training.tiny_run import launch, wait_for_updates
 
 pytest.importorskip("vllm")
 
@@ -21,27 +24,51 @@ FEW = {"prompts_per_update": 3, "rollouts_per_prompt": 4}
 UPDATES = 3
 WIDE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 """Heads of 64 columns, as vLLM needs on a CPU."""
-RUNS = {"grpo": ("grpo", {}), "srft": ("srft", {}), "dies": ("grpo", {"steps_ahead": 1})}
+RUNS = {
+    "grpo": ("grpo", {}), "srft": ("srft", {}), "dies": ("grpo", {"steps_ahead": 1}),
+    "dies_twice": ("grpo", {}),
+}  # fmt: skip
+_LONG = {"max_tokens": 40}
 
 
-def run_where_one_dies(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
-    """As `run_all`, but in the run called so the engine is killed once while it works ahead."""
+def kill_once(actor: Any, run: str, version: int) -> None:
+    """Kill the engine of the run called so, once at each version, and note it."""
+    note = actor.source.folder.parent / f"killed_{version}"
+    if actor.source.folder.parent.name == run and not note.exists():
+        note.touch()
+        os.killpg(actor.engine.pid, signal.SIGKILL)
+
+
+def run_where_some_die(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
+    """As `run_all`, but engines are killed: at work ahead, between two steps, amid answers."""
+    from megatron_reason.rollout.collect import Collector
     from megatron_reason.training.actor import Actor
 
-    original = Actor.go_ahead
+    go_ahead, batch, graded = Actor.go_ahead, Actor.batch, Collector._graded
+    actors: list[Any] = []
 
-    def killed(actor: Any, position: Any, *, version: int) -> None:
-        original(actor, position, version=version)
-        log = actor.source.folder.parent / "killed"
-        if actor.source.folder.parent.name == "dies" and not log.exists():
-            log.write_text(str(version), encoding="utf-8")
-            os.killpg(actor.engine.pid, signal.SIGKILL)
+    def killed_ahead(actor: Any, position: Any, *, version: int) -> None:
+        go_ahead(actor, position, version=version)
+        if version == 0:
+            kill_once(actor, "dies", version)
 
-    Actor.go_ahead = killed
+    def killed_between(actor: Any, position: Any, *, version: int) -> Any:
+        actors[:] = [actor]
+        if version == 1:
+            kill_once(actor, "dies_twice", version)
+        return batch(actor, position, version=version)
+
+    def killed_amid(collector: Any, *what: Any) -> Any:
+        # The first prompt of the third step is done, the others are not.
+        if actors[0].engine.policy_version == 2:
+            kill_once(actors[0], "dies_twice", 2)
+        return graded(collector, *what)
+
+    Actor.go_ahead, Actor.batch, Collector._graded = killed_ahead, killed_between, killed_amid
     try:
         run_all(rank, world_size, jobs)
     finally:
-        Actor.go_ahead = original
+        Actor.go_ahead, Actor.batch, Collector._graded = go_ahead, batch, graded
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert job.rollout is not None
         asked = job.rollout.model_copy(update={"engine": VLLM})
         jobs.append(job.model_copy(update={"rollout": asked}))
-    spawn(run_where_one_dies, 1, jobs)
+    spawn(run_where_some_die, 1, jobs)
     return folder
 
 
@@ -75,8 +102,51 @@ def test_trains_on_what_vllm_answers(folder: Path, name: str) -> None:
 
 def test_an_engine_that_dies_ahead_costs_a_batch_and_no_run(folder: Path) -> None:
     output = folder / "dies"
-    assert (output / "killed").read_text(encoding="utf-8") == "0"
+    assert (output / "killed_0").exists()
     staleness = {row["step"]: row["rollout/staleness"] for row in metrics(output)
                  if "rollout/staleness" in row}  # fmt: skip
     # The batch begun before the kill is made anew by the weights of the push after it.
     assert staleness == {1: 0.0, 2: 0.0, 3: 1.0}
+
+
+def test_an_engine_that_dies_in_a_synchronous_run_has_the_trainers_weights_again(
+    folder: Path,
+) -> None:
+    """That its answers fit the trainer's weights is a check of every run above."""
+    output = folder / "dies_twice"
+    assert (output / "killed_1").exists()
+    assert (output / "killed_2").exists()
+    for step in range(1, UPDATES + 1):
+        assert {row["policy_version"] for row in rollouts(output, step)} == {step - 1}
+    assert [row["rollout/staleness"] for row in metrics(output)[-UPDATES:]] == [0.0] * UPDATES
+
+
+def test_a_signal_to_every_process_saves_and_leaves_and_the_run_goes_on(folder: Path) -> None:
+    """Some SLURMs hand it to engine and graders, too, which the last step still needs."""
+    job = make_job(folder, "stopped", "grpo", FEW, updates=200, rollout=_LONG,
+                   parallel={"pipeline_model_parallel_size": 2})  # fmt: skip
+    assert job.rollout is not None
+    job = job.model_copy(update={"rollout": job.rollout.model_copy(update={"engine": VLLM})})
+    job.output.mkdir()
+    path = job.output / "job.json"
+    path.write_text(job.model_dump_json(), encoding="utf-8")
+    stopped = 0
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        process = launch(path, job.output, processes=2)
+        wait_for_updates(job.output, process, stopped + 2)
+        everyone = psutil.Process(process.pid).children(recursive=True)
+        assert len(everyone) > 4, "launcher, two ranks, an engine, a grader"
+        for one in (*everyone, psutil.Process(process.pid)):
+            one.send_signal(number)
+        report, _ = process.communicate(timeout=120)
+        assert process.returncode == 75, report
+        assert "the engine is started again" not in report
+        _, alive = psutil.wait_procs(everyone, timeout=15)
+        assert not alive
+        assert f"resumed from iter_{stopped:07d}" in report or not stopped
+        last = files.complete(job.output / "checkpoints")[-1]
+        assert stopped + 2 <= int(last.name.removeprefix("iter_")) < 200
+        stopped = int(last.name.removeprefix("iter_"))
+        assert f"saved {last.name}" in report
+        assert metrics(job.output)[-1]["step"] == stopped
+        assert metrics(job.output)[-1]["reward/status_crash"] == 0
