@@ -23,19 +23,17 @@ GPUS: dict[GpuName, Gpu] = {
     "H100-80": Gpu(80 * GIB, 989e12),
     "H200-141": Gpu(141e9, 989e12),
 }
-_A100, _H100, _PCIE, _NVL = 312e12, 989e12, 756e12, 835e12
 _PEAKS = {
-    "A100": _A100, "A800": _A100, "H100 80GB HBM3": _H100, "H100 PCIe": _PCIE, "H100 NVL": _NVL,
-    "H200": _H100, "H200 NVL": _NVL, "H800": _H100, "H800 PCIe": _PCIE,
+    "A100": GPUS["A100-80"].flops, "H100 80GB HBM3": GPUS["H100-80"].flops, "H100 PCIe": 756e12,
+    "H200": GPUS["H200-141"].flops,
 }  # fmt: skip
-"""Dense bfloat16 operations per second, by a part of the name that the driver gives. The names of
-`GPUS` are ours, and leave out what a plan need not tell apart."""
+"""Dense bfloat16 operations per second, by a part of the name that the driver gives."""
+_OTHER_KINDS = ("MIG", "NVL")
+"""Parts of a GPU, and cards with another clock, have the name of the whole in theirs."""
 
 
 def peak_flops(device: str) -> float | None:
-    """Dense bfloat16 operations per second of a device that its driver calls so; None if unknown.
-
-    A part of a GPU (MIG) is unknown, and an H100 that is not listed, which has another clock.
-    """
-    found = [part for part in _PEAKS if part in device and "MIG" not in device]
-    return _PEAKS[max(found, key=len)] if found else None
+    """Dense bfloat16 operations per second of what its driver calls `device`; None if unknown."""
+    if any(kind in device for kind in _OTHER_KINDS):
+        return None
+    return next((peak for part, peak in _PEAKS.items() if part in device), None)

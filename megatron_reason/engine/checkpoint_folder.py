@@ -26,6 +26,7 @@ SUMS = "files.json"
 _INDEX = ".metadata"
 _BLOCK = 1 << 22
 _SMALL_FILE = 1 << 16
+"""Bytes by which a disk is asked whether it takes anything at all."""
 _FEW_FILES = 1000
 """Below so many files that a disk may still hold an error names their number."""
 

@@ -113,7 +113,7 @@ class CheckpointSaver:
             dist.barrier()
             request = dist_checkpointing.save(tensors, str(partial), async_sharded_save=True)
         except (OSError, RuntimeError) as error:
-            # torch calls a full disk a RuntimeError, and so does it a peer that has gone.
+            # torch makes a RuntimeError of a full disk, and of a peer that has gone as well.
             if (refusal := files.refusal(self._folder)) is None:
                 raise
             shutil.rmtree(partial, ignore_errors=True)

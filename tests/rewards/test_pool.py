@@ -96,6 +96,17 @@ def test_a_worker_killed_at_work_is_a_crash_and_is_replaced():
         assert pids(pool) != [victim]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_asks_a_job_to_leave_is_not_the_workers(number: signal.Signals):
+    with AnswerPool(workers=1) as pool:
+        pool.grade("1", "1")
+        before = pids(pool)
+        os.kill(before[0], number)
+        time.sleep(0.2)
+        assert pool.grade("5", r"$5$").status is Status.OK
+        assert pids(pool) == before
+
+
 def test_a_worker_killed_while_idle_costs_no_answer():
     with AnswerPool(workers=1) as pool:
         pool.grade("1", "1")
