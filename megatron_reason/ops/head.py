@@ -82,14 +82,31 @@ class HeadGradient:
     _chunks_TD: list[Tensor] = field(default_factory=list[Tensor])
     _weight_VD: Tensor | None = None
 
-    def add(self, rows: slice, grad_CV: Tensor) -> None:
-        """Take in d(loss)/d(logits) of the next `rows`."""
+    def add(self, rows: slice, grad_CV: Tensor, is_live_C: Tensor) -> None:
+        """Take in d(loss)/d(logits) of the next `rows`.
+
+        Args:
+            rows: which of all tokens.
+            grad_CV: their gradient.
+            is_live_C: bool; rows that are not are all zeros (samples of a group that were all
+                rewarded alike, say), and cost no product.
+        """
         wide = wide_dtype(self.hidden_TD.dtype)
         hidden_CD = operand(self.hidden_TD[rows], self.request)
         grad_CV = grad_CV.to(hidden_CD.dtype)
+        live = is_live_C.nonzero()[:, 0]
+        if len(live) == 0:
+            self.add_zeros(rows)
+            return
+        if len(live) < len(is_live_C):
+            grad_CV, hidden_CD = grad_CV[live], hidden_CD[live]
         if self.wants_hidden:
-            weight_VD = operand(self.weight_VD, self.request)
-            self._chunks_TD.append(product(grad_CV, weight_VD))
+            part_CD = product(grad_CV, operand(self.weight_VD, self.request))
+            if len(live) < len(is_live_C):
+                part_CD = part_CD.new_zeros(self.hidden_TD[rows].shape).index_copy_(
+                    0, live, part_CD
+                )
+            self._chunks_TD.append(part_CD)
         if not self.wants_weight:
             return
         if self._weight_VD is None:
@@ -97,6 +114,11 @@ class HeadGradient:
         else:
             self._weight_VD = self._weight_VD.to(wide)
             add_product(self._weight_VD, grad_CV.T, hidden_CD)
+
+    def add_zeros(self, rows: slice) -> None:
+        """Take in that the loss does not depend on the next `rows`."""
+        if self.wants_hidden:
+            self._chunks_TD.append(torch.zeros_like(self.hidden_TD[rows]))
 
     def totals(self) -> tuple[Tensor | None, Tensor | None]:
         """[T, D], summed over the group, and [V, D], in the operands' types; None if unwanted."""
@@ -167,9 +189,14 @@ class _HeadStats(torch.autograd.Function):
         if cotangents.kl_T is not None:
             ref_head = ChunkedHead(ref_hidden_TD, ref_weight_VD, request)
 
+        is_live_T = cotangents.is_live_T
+
         def add(index: int, rows: slice) -> None:
             logits_CV = ctx.kept[index]
             ctx.kept[index] = None
+            if not is_live_T[rows].any():
+                total.add_zeros(rows)
+                return
             if logits_CV is None:
                 logits_CV = head.logits(rows)
             ref_CV = None if ref_head is None else ref_head.logits(rows)
@@ -177,7 +204,7 @@ class _HeadStats(torch.autograd.Function):
                 RowLogits(logits_CV, target_T[rows], ref_CV), shard, stats[rows],
                 cotangents[rows], request.temperature, out=logits_CV,
             )  # fmt: skip
-            total.add(rows, grad_CV)
+            total.add(rows, grad_CV, is_live_T[rows])
 
         for index, rows in enumerate(chunks_of(len(target_T), request)):
             add(index, rows)

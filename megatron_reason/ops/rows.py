@@ -43,6 +43,14 @@ class Cotangents:
     entropy_T: Tensor | None = None
     kl_T: Tensor | None = None
 
+    @property
+    def is_live_T(self) -> Tensor:
+        """Bool [T]: whether the loss depends on any statistic of the token."""
+        live_T = self.logprob_T != 0
+        for other_T in (self.entropy_T, self.kl_T):
+            live_T = live_T if other_T is None else live_T | (other_T != 0)
+        return live_T
+
     def __getitem__(self, rows: slice) -> "Cotangents":
         return Cotangents(
             self.logprob_T[rows],
@@ -158,15 +166,15 @@ class _Softmax:
     target_logit_T: Tensor
     """[T]: logit of the target; 0 where it is not among the columns."""
     prob_TV: Tensor
-    """[T, V]: probabilities; NaN where every logit is -inf."""
+    """[T, V]: probabilities but for `scale_T`; NaN where every logit is -inf."""
+    scale_T: Tensor
+    """[T]: what `prob_TV` is to be multiplied by, to add up to 1 over the columns it is of."""
     shifted_TV: Tensor
     """[T, V]: logit - maximum; finite."""
-    share_T: Tensor | None = None
-    """[T]: what these columns are of all ranks' probability; None where they are the whole."""
 
-    def of_all(self, value_T: Tensor) -> Tensor:
-        """[T, 1]: a factor of the probabilities, times their share."""
-        return (value_T if self.share_T is None else value_T * self.share_T)[:, None]
+    def scaled(self, value_T: Tensor) -> Tensor:
+        """[T, 1]: a factor of the probabilities, times their scale."""
+        return (value_T * self.scale_T)[:, None]
 
 
 class _Whole:
@@ -220,17 +228,40 @@ class _Memory:
 def _softmax(slab: RowLogits, memory: _Memory) -> _Softmax:
     """Of at least one column.
 
-    The fused softmax takes half the time of exp() alone; 1 over the sum of exp(logit - maximum) is
-    the largest probability.
+    The fused softmax takes half the time of exp() alone. But on a CPU it adds up each lane in
+    float32, column by column, and errs by tens of ulps over a large vocabulary; sum() goes by
+    pairs, and finds by how much.
     """
     values_TV = memory.prepared("values", slab.logits_TV)
     column_T, is_here_T = memory.shard.local_target(slab.target_T)
     target_logit_T = values_TV.gather(1, column_T[:, None])[:, 0].where(is_here_T, 0.0)
     max_T = _row_max(values_TV)
     prob_TV = torch.softmax(values_TV, dim=1, out=memory.like("probabilities", values_TV))
-    log_sum_T = _negated_or_lowest(prob_TV.amax(dim=1).log_())
+    total_T, log_sum_T = _sums(prob_TV, column_T, is_here_T)
     shifted_TV = torch.sub(values_TV, max_T[:, None], out=memory.like("values", values_TV))
-    return _Softmax(max_T, log_sum_T, target_logit_T, prob_TV, shifted_TV.clamp_(min=_NO_WEIGHT))
+    return _Softmax(
+        max_T, log_sum_T, target_logit_T, prob_TV, total_T.reciprocal_(),
+        shifted_TV.clamp_(min=_NO_WEIGHT),
+    )  # fmt: skip
+
+
+def _sums(prob_TV: Tensor, column_T: Tensor, is_here_T: Tensor) -> tuple[Tensor, Tensor]:
+    """[T] sum of the probabilities, and log of it over the largest; -inf where they are NaN.
+
+    The target is left out of the sum and added last: where it has nearly all of the probability,
+    log p is that of the others together, of which 1 + them would keep hardly a digit.
+    """
+    column_T1 = column_T[:, None]
+    there_T1 = prob_TV.gather(1, column_T1)
+    target_T = there_T1[:, 0].where(is_here_T, 0.0)
+    prob_TV.scatter_(1, column_T1, there_T1.masked_fill(is_here_T[:, None], 0))
+    others_T = prob_TV.sum(dim=1)
+    prob_TV.scatter_(1, column_T1, there_T1)
+    largest_T, total_T = prob_TV.amax(dim=1), others_T + target_T
+    log_sum_T = torch.where(
+        target_T == largest_T, (others_T / target_T).log1p_(), (total_T / largest_T).log_()
+    )
+    return total_T, _or_lowest(log_sum_T)
 
 
 def _row_max(logits_TV: Tensor) -> Tensor:
@@ -243,8 +274,8 @@ def _among_all(soft: _Softmax, stats: RowStats) -> _Softmax:
     share_T = (lower_T + (soft.log_sum_T - stats.log_sum_T)).exp_()
     log_sum_T = stats.log_sum_T - lower_T.clamp(min=_NO_WEIGHT)
     # NaN where this rank has nothing but -inf: 0 of the whole. A NaN logit is in the share, too.
-    prob_TV = soft.prob_TV.nan_to_num_(nan=0.0)
-    return replace(soft, log_sum_T=log_sum_T, prob_TV=prob_TV, share_T=share_T)
+    prob_TV, scale_T = soft.prob_TV.nan_to_num_(nan=0.0), soft.scale_T.nan_to_num_(nan=0.0)
+    return replace(soft, log_sum_T=log_sum_T, prob_TV=prob_TV, scale_T=scale_T.mul_(share_T))
 
 
 def _slab_stats(
@@ -255,17 +286,20 @@ def _slab_stats(
     if sum_p2:
         product_TV = memory.like("products", soft.prob_TV)
         sum_p2_T = torch.square(soft.prob_TV, out=product_TV).sum(dim=1)
+        sum_p2_T.mul_(soft.scale_T.square())
     ref_max_T = ref_log_sum_T = kl_T = None
     if ref_TV is not None:
         ref_max_T = _row_max(ref_TV)
-        logq_TV = torch.log_softmax(ref_TV, dim=1)
-        ref_log_sum_T = _negated_or_lowest(logq_TV.amax(dim=1))
-        log_ratio_TV = torch.sub(soft.shifted_TV, logq_TV, out=logq_TV)
-        log_ratio_TV.sub_(soft.log_sum_T[:, None]).mul_(soft.prob_TV)
-        kl_T = log_ratio_TV.masked_fill_(soft.prob_TV == 0, 0).sum(dim=1)
+        ref_prob_TV = torch.softmax(ref_TV, dim=1)
+        ref_log_sum_T = _or_lowest((ref_prob_TV.sum(dim=1) / ref_prob_TV.amax(dim=1)).log_())
+        # log p - log q, of which log-sums are the same for all columns.
+        log_ratio_TV = torch.sub(ref_TV, ref_max_T[:, None], out=ref_prob_TV).neg_()
+        log_ratio_TV.add_(soft.shifted_TV).add_((ref_log_sum_T - soft.log_sum_T)[:, None])
+        log_ratio_TV.mul_(soft.prob_TV).masked_fill_(soft.prob_TV == 0, 0)
+        kl_T = log_ratio_TV.sum(dim=1).mul_(soft.scale_T)
     product_TV = memory.like("products", soft.prob_TV) if keep else soft.shifted_TV
     mean_T = torch.mul(soft.prob_TV, soft.shifted_TV, out=product_TV).sum(dim=1)
-    entropy_T = soft.log_sum_T - mean_T
+    entropy_T = soft.log_sum_T - mean_T.mul_(soft.scale_T)
     entropy_T.masked_fill_(soft.log_sum_T == -torch.inf, 0)
     return RowStats(
         soft.max_T, soft.log_sum_T, entropy_T, soft.target_logit_T, sum_p2_T, ref_max_T,
@@ -273,9 +307,9 @@ def _slab_stats(
     )  # fmt: skip
 
 
-def _negated_or_lowest(value_T: Tensor) -> Tensor:
-    """-value, or -inf where a softmax had nothing but -inf and so gave NaN."""
-    return value_T.neg_().nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+def _or_lowest(value_T: Tensor) -> Tensor:
+    """The value, or -inf where a softmax had nothing but -inf and so gave NaN."""
+    return value_T.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _no_columns(logits_TV: Tensor, *, sum_p2: bool, with_reference: bool) -> RowStats:
@@ -290,22 +324,22 @@ def _slab_gradient(
 ) -> Tensor:
     """The part of the gradient that every column has; uses `soft` and `logq_TV` up."""
     if grads.entropy_T is None and logq_TV is None:
-        return soft.prob_TV.mul_(soft.of_all(-grads.logprob_T))
+        return soft.prob_TV.mul_(soft.scaled(-grads.logprob_T))
     factor_T = -grads.logprob_T
     slope_T = torch.zeros_like(factor_T)
     if logq_TV is not None:
         assert grads.kl_T is not None, "only a divergence with a cotangent brings logq"
         assert stats.kl_T is not None, "a divergence with a cotangent was computed"
         slope_T, factor_T = slope_T + grads.kl_T, factor_T - grads.kl_T * stats.kl_T
-        logq_TV.clamp_(min=_NO_WEIGHT).mul_(soft.of_all(grads.kl_T))
+        logq_TV.clamp_(min=_NO_WEIGHT).mul_(soft.scaled(grads.kl_T))
     if grads.entropy_T is not None:
         slope_T = slope_T - grads.entropy_T
         factor_T = factor_T - grads.entropy_T * stats.entropy_T
-    slopes_TV = soft.shifted_TV.mul_(soft.of_all(slope_T))
+    slopes_TV = soft.shifted_TV.mul_(soft.scaled(slope_T))
     if logq_TV is not None:
         slopes_TV.sub_(logq_TV)
     # slope * log p = slope * shifted - slope * log_sum
-    slopes_TV.add_(soft.of_all(factor_T - slope_T * soft.log_sum_T))
+    slopes_TV.add_(soft.scaled(factor_T - slope_T * soft.log_sum_T))
     return soft.prob_TV.mul_(slopes_TV)
 
 

@@ -82,8 +82,9 @@ class _StreamedLoss(torch.autograd.Function):
         def stream(rows: slice) -> RowStats:
             chunk = RowLogits(head.logits(rows), target_T[rows])
             stats = _overwritten(chunk, shard, request, loss.of(rows))
+            is_live_C = loss.take_live()
             if any(ctx.needs_input_grad[:2]):
-                total.add(rows, chunk.logits_TV)
+                total.add(rows, chunk.logits_TV, is_live_C)
             return stats
 
         parts = [stream(rows) for rows in chunks_of(len(target_T), request)]
@@ -105,6 +106,7 @@ class _RunningLoss:
 
     def __init__(self, token_loss: TokenLoss, zero: Tensor) -> None:
         self._token_loss = token_loss
+        self._live: list[Tensor] = []
         self.total = zero
 
     def of(self, rows: slice) -> Callable[[RowStats, slice], Cotangents]:
@@ -114,6 +116,11 @@ class _RunningLoss:
             return self._add(stats, slice(rows.start + place.start, rows.start + place.stop))
 
         return cotangents
+
+    def take_live(self) -> Tensor:
+        """Bool [C]: which tokens since the last call have a gradient."""
+        live, self._live = self._live, []
+        return torch.cat(live)
 
     def _add(self, stats: RowStats, rows: slice) -> Cotangents:
         with torch.enable_grad():
@@ -132,7 +139,9 @@ class _RunningLoss:
                 torch.autograd.grad(loss, (logprob_C, entropy_C), allow_unused=True)
             )
         self.total += loss.detach()
-        return cotangents_of((*grads, None), stats)
+        cotangents = cotangents_of((*grads, None), stats)
+        self._live.append(cotangents.is_live_T)
+        return cotangents
 
 
 def _overwritten(

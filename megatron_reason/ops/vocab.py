@@ -160,5 +160,15 @@ def _shares(max_RT: Tensor, log_sum_RT: Tensor) -> tuple[Tensor, Tensor, Tensor]
     """[T] maximum and log-sum over all parts, and [R, T] log of each part's share."""
     max_T = max_RT.amax(dim=0)
     log_sum_RT = (max_RT - max_T) + log_sum_RT
-    log_sum_T = torch.logsumexp(log_sum_RT, dim=0)
+    log_sum_T = _log_of_sum(log_sum_RT)
     return max_T, log_sum_T, log_sum_RT - log_sum_T
+
+
+def _log_of_sum(log_RT: Tensor) -> Tensor:
+    """[T] log of the sum of exp(log) over parts; keeps its digits where it is next to 0."""
+    first_T, *others = log_RT.sort(dim=0, descending=True).values
+    if not others:
+        return first_T
+    # -inf less -inf, where no part has anything, is no number.
+    lower_RT = (torch.stack(others) - first_T).nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
+    return first_T + lower_RT.exp_().sum(dim=0).log1p_()

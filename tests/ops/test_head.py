@@ -18,7 +18,7 @@ def test_gradients_of_chunks_add_up() -> None:
         grad = torch.randn(7, 5).to(dtype)
         total = HeadGradient(request(), hidden, weight)
         for rows in (slice(0, 4), slice(4, 7)):
-            total.add(rows, grad[rows])
+            total.add(rows, grad[rows], torch.ones(len(grad[rows]), dtype=torch.bool))
         grad_hidden, grad_weight = total.totals()
         assert grad_hidden is not None
         assert grad_weight is not None

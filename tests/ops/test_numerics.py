@@ -82,24 +82,26 @@ def test_float32_arithmetic_is_right_to_two_ulps(case: str, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 8.0])
-def test_sums_over_a_large_vocabulary_are_as_exact_as_torchs(scale: float) -> None:
-    """Torch's fused softmax adds up in float32 as well, and errs by tens of ulps."""
-    logits = normal(8, 49157).float() * scale
+def test_sums_over_a_large_vocabulary_are_right_to_two_ulps(scale: float) -> None:
+    """Torch's fused softmax adds up in float32, and errs by up to 50 of them."""
+    logits = (normal(8, 49157).float() * scale).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
     target = torch.arange(0, 49157, 6144)[:8]
-    stats = token_stats_from_logits(logits, target)
-    oracle = token_stats_from_logits(logits.double(), target, backend="reference")
-    logp = torch.log_softmax(logits, dim=1)
-    peers = {
-        "logprob_T": logp.gather(1, target[:, None])[:, 0],
-        "entropy_T": -(logp.exp() * logp).sum(dim=1),
-    }
-    for name, peer_T in peers.items():
-        exact_T = getattr(oracle, name)
-        error, peers_error = (
-            (value_T.double() - exact_T).abs().max() for value_T in (getattr(stats, name), peer_T)
-        )
-        assert error <= peers_error + 2 * EPS * exact_T.abs().max(), name
-        assert error <= 32 * EPS * exact_T.abs().max(), name
+    ref = normal(9, 49157)[1:].float() * scale
+    stats = token_stats_from_logits(logits, target, extras=EXTRAS, reference_logits=ref)
+    oracle = token_stats_from_logits(
+        exact, target, backend="reference", extras=EXTRAS, reference_logits=ref.double()
+    )
+    for name, exact_T in vars(oracle).items():
+        if exact_T.dtype != torch.bool:
+            error_T = (getattr(stats, name).double() - exact_T).abs()
+            # A divergence is a difference of two numbers of an entropy's size. And distances of
+            # logits to the largest are rounded before anything is added up.
+            size_T = exact_T.abs().maximum(oracle.entropy_T if name == "kl_ref_T" else exact_T)
+            limit_T = 2 * EPS * (size_T.clamp(min=1) + 2 * scale)
+            assert (error_T <= limit_T).all(), name
+    found, expected = differentiate(stats, logits).double(), differentiate(oracle, exact)
+    assert ((found - expected).abs().sum(dim=1) <= 16 * EPS * (1 + scale)).all()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,11 @@ def unlikelihood(stats: TokenStats, _: slice) -> Tensor:
 
 
 def sure_tokens_on_a_rank(rank: int, world_size: int) -> None:
-    """Logits are the hidden states themselves; column 0, the target, has all but 1e-2 to 1e-7."""
+    """Logits are the hidden states themselves; column 0, the target, has all but 1e-2 to 1e-7.
+
+    There log p is that of the others together, of which 1 + them keeps hardly a digit in float32,
+    and an unlikelihood divides by it.
+    """
     group = dist.group.WORLD if world_size > 1 else None
     head = torch.nn.functional.pad(torch.eye(V), (0, 0, 0, 1))[rank * 21 : rank * 21 + 21]
     head = head if world_size > 1 else torch.eye(V)
@@ -186,22 +192,18 @@ def sure_tokens_on_a_rank(rank: int, world_size: int) -> None:
         )  # fmt: skip
         for loss in (in_two_passes, in_one):
             (found,) = torch.autograd.grad(loss, hidden)
-            # Where log p rounds to 0, `exact` has no gradient either.
-            is_live_T = found[:, 0] != 0
-            assert is_live_T.any()
-            error_T = (found.double() - expected)[is_live_T, 0].abs()
-            assert error_T.max() <= 4 * EPS, rest
+            assert ((found - expected).abs() <= 32 * EPS * expected.abs()).all(), rest
             every: list[Any] = [found] * world_size
             if group is not None:
                 dist.all_gather_object(every, found)
             assert torch.equal(every[0], every[-1])
 
 
-def test_the_target_of_unlikelihood_has_its_digits_next_to_certainty() -> None:
+def test_unlikelihood_has_its_digits_next_to_certainty() -> None:
     sure_tokens_on_a_rank(0, 1)
 
 
-def test_the_target_of_unlikelihood_has_its_digits_on_two_ranks() -> None:
+def test_unlikelihood_has_its_digits_on_two_ranks() -> None:
     spawn(sure_tokens_on_a_rank, 2, megatron=False)
 
 

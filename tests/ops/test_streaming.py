@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_reason.errors import DataError
 from megatron_reason.ops import rows as slabs
@@ -23,6 +24,12 @@ def logprob_only(stats: TokenStats, rows: slice) -> torch.Tensor:
     return -stats.logprob_T
 
 
+def few_tokens(stats: TokenStats, rows: slice) -> torch.Tensor:
+    """Only tokens 2 and 11 to 13 have a weight, as where groups were rewarded alike."""
+    place = torch.arange(17)[rows]
+    return token_loss(stats, rows) * ((place == 2) | ((place > 10) & (place < 14)))
+
+
 def case(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(17, 8, generator=draw, dtype=torch.float64).to(dtype)
@@ -34,7 +41,7 @@ def both_forms(rank: int, world_size: int) -> None:
     group = dist.group.WORLD if world_size > 1 else None
     own = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
     hidden, weight, target = case()
-    for loss_of in (token_loss, logprob_only):
+    for loss_of in (token_loss, logprob_only, few_tokens):
         for size in (5, 100):
             found: list[tuple[torch.Tensor, ...]] = []
             for is_streamed in (True, False):
@@ -70,6 +77,25 @@ def test_equals_the_two_pass_form_slab_by_slab(monkeypatch: pytest.MonkeyPatch) 
 
 def test_equals_the_two_pass_form_with_the_vocabulary_on_two_ranks() -> None:
     spawn(both_forms, 2, megatron=False)
+
+
+def test_tokens_without_a_gradient_cost_no_product_but_their_logits() -> None:
+    hidden, head, target = case()
+    products: list[int] = []
+    for loss_of in (few_tokens, token_loss):
+        for is_streamed in (True, False):
+            live = hidden.clone().requires_grad_()
+            options = HeadOptions(tokens_per_chunk=5, saved_logits_bytes=0)
+            with FlopCounterMode(display=False) as counter:
+                if is_streamed:
+                    loss, _ = streamed_loss(live, head, target, loss_of, options=options)
+                else:
+                    stats = token_stats(live, head, target, options=options)
+                    loss = loss_of(stats, slice(0, 17)).sum()
+                loss.backward()
+            products.append(counter.get_total_flops() // (2 * 12 * 8))
+    # The second and the last chunk have no gradient: nothing of them is multiplied again.
+    assert products == [17 + 4, 17 + 10 + 4, 17 + 17, 17 + 17 + 17]
 
 
 def counted_collectives(rank: int, world_size: int) -> None:

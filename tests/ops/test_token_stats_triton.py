@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from megatron_reason.errors import PlatformError
 from megatron_reason.ops import token_stats as public
+from megatron_reason.ops.logmath import log1mexp
 from megatron_reason.ops.token_stats import HeadOptions, token_stats, token_stats_from_logits
 from tests import fixture_f
 from tests.distributed import spawn
@@ -74,13 +75,16 @@ def edges(rank: int, world_size: int) -> None:
         in_float32 = {n: v.float() if v.is_floating_point() else v for n, v in vars(oracle).items()
                       if v is not None}  # fmt: skip
         assert_same(stats, type(stats)(**in_float32), atol=1e-5, rtol=1e-5)
-    # An unlikelihood's cotangent is p / (1 - p): the target's own column gets p, with all digits.
-    peaks = torch.tensor([[10.6, 0, 0, 0, 0], [13.0, 0, 0, 0, 0]], requires_grad=True)
-    sure = token_stats(peaks, eye.float(), torch.tensor([0, 0]), backend="triton")
-    logprob_T = sure.logprob_T.detach()
-    sure.logprob_T.backward(-logprob_T.exp() / torch.expm1(logprob_T))
-    assert peaks.grad is not None
-    torch.testing.assert_close(peaks.grad[:, 0], logprob_T.exp(), atol=0, rtol=1e-6)
+    # An unlikelihood divides by the others' probability: their sum has digits that 1 + it lacks.
+    peaks, target = torch.tensor([[10.6, 0, 1, 2, 0], [17.0, 0, 0, 1, 0]]), torch.tensor([0, 0])
+    grads: list[torch.Tensor] = []
+    for dtype, backend in ((torch.float32, "triton"), (torch.float64, "reference")):
+        leaf = peaks.clone().to(dtype).requires_grad_()
+        sure = token_stats(leaf, eye.to(dtype), target, backend=backend)
+        (-log1mexp(sure.logprob_T, "exact")).sum().backward()
+        assert leaf.grad is not None
+        grads.append(leaf.grad.double())
+    torch.testing.assert_close(*grads, atol=0, rtol=2e-6)
     hidden, weight = torch.randn(0, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
     nothing = token_stats(hidden, weight, torch.zeros(0, dtype=torch.int64), backend="triton")
     blend(nothing).backward()

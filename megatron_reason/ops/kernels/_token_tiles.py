@@ -36,6 +36,14 @@ def _logits_tile(
 
 
 @triton.jit
+def _log1p(value):
+    """log(1 + value) with all its digits next to 0 (Kahan); the interpreter has no other."""
+    whole = 1 + value
+    lost = tl.where(whole == 1, 1.0, whole - 1)
+    return tl.where(whole == 1, value, tl.log(whole) * (value / lost))
+
+
+@triton.jit
 def partial_stats(
     hidden, weight, ref_hidden, ref_weight, target, parts, num_tokens, num_columns,
     width, ref_width, temperature, lowest, first_column,
@@ -50,7 +58,7 @@ def partial_stats(
     wanted = tl.load(target + token, mask=is_token, other=-1) - first_column
     top = tl.zeros((tokens,), wide) + lowest
     total = tl.zeros((tokens,), wide)
-    moment, square, picked = total, total, total
+    others, moment, square, picked = total, total, total, total
     ref_top, ref_total, ref_moment = top, total, total
     end = tl.minimum((piece + 1) * columns_per_piece, num_columns)
     for begin in range(piece * columns_per_piece, end, columns):
@@ -78,13 +86,17 @@ def partial_stats(
         moment = old * (moment + total * (top - new_top)) + tl.sum(weights * shifted, 1)
         square = old * old * square + tl.sum(weights * weights, 1)
         total = old * total + tl.sum(weights, 1)
-        picked += tl.sum(tl.where(column[None, :] == wanted[:, None], logits, 0.0), 1)
+        is_wanted = column[None, :] == wanted[:, None]
+        picked += tl.sum(tl.where(is_wanted, logits, 0.0), 1)
+        others = old * others + tl.sum(tl.where(is_wanted, 0.0, weights), 1)
         top = new_top
     # Where every logit is -inf nothing has weight, and the log of 1 stands in for that of 0.
     divisor = tl.where(total > 0, total, 1.0)
-    log_sum = tl.where(total > 0, tl.log(divisor), float("-inf"))
-    ref_log_sum = tl.log(tl.where(ref_total > 0, ref_total, 1.0))
-    ref_log_sum = tl.where(ref_total > 0, ref_log_sum, float("-inf"))
+    # Next to a target that has nearly all, the sum of the others has the digits, not 1 + it.
+    is_top = (wanted >= piece * columns_per_piece) & (wanted < end) & (picked == top)
+    log_sum = tl.where(total > 0, tl.where(is_top, _log1p(others), tl.log(divisor)), float("-inf"))
+    is_ref = ref_total > 0
+    ref_log_sum = tl.where(is_ref, tl.log(tl.where(is_ref, ref_total, 1.0)), float("-inf"))
     entropy = tl.where(total > 0, log_sum - moment / divisor, 0.0)
     kl = tl.where(total > 0, ref_log_sum - ref_moment / divisor - entropy, 0.0)
     stride = num_pieces * num_tokens
