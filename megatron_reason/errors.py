@@ -103,3 +103,14 @@ class StoppedError(ReasonError, RuntimeError):
 
     exit_code = 75
     """What sysexits calls a temporary failure, and schedulers take as "start me again"."""
+
+
+def of_system(error: OSError) -> PlatformError:
+    """The same error for the user: a full disk, a folder that went away, a file without access."""
+    place = error.filename or "the operating system"
+    return PlatformError(
+        str(place),
+        f"{error.strerror or error} (errno {error.errno}).",
+        "Make room, or mend the disk or its permissions; the same command goes on from the last "
+        "checkpoint.",
+    )

@@ -10,6 +10,7 @@ from megatron_reason.pipeline.plan import make_plan
 from megatron_reason.pipeline.run_config import RunConfig
 from megatron_reason.report.table import headline_table
 from megatron_reason.schema.tables import Kind, read_table
+from tests.training.online_run import metrics, rollouts
 
 RECIPE = Path(__file__).parent.parent / "examples" / "tiny_lab" / "compare.yaml"
 METHODS = {
@@ -35,6 +36,38 @@ def test_every_method_starts_from_one_model_with_three_seeds(recipe):
         if recipe.learns_online(name)
     }
     assert len(budgets) == 1
+
+
+def test_every_method_with_rollouts_runs_on_a_cut_of_the_lab(recipe, tmp_path):
+    """By the recipe's own settings, but two prompts, four answers of eight tokens, two updates."""
+    raw = recipe.model_dump(mode="json")
+    raw["run"] |= {"dir": str(tmp_path / "runs")}
+    sizes = {
+        "school": {"size": 64}, "lab": {"size": 64, "heldout": 4}, "expert": {},
+        "demos": {}, "lessons": {},
+    }  # fmt: skip
+    raw["curate"] = [s | sizes[s["name"]] for s in raw["curate"] if s["name"] in sizes]
+    online = {name for name in recipe.variants if recipe.learns_online(name)}
+    kept = {name: raw["variants"][name] for name in recipe.variants if name.endswith("_seed1")}
+    raw["variants"] = {name: kept[name] for name in kept if name in online}
+    cut = {"max_tokens": 8, "monitor": None, "updates": 2}
+    for variant in raw["variants"].values():
+        variant["method"] |= {"prompts_per_update": 2, "rollouts_per_prompt": 4}
+        for section in (variant["rollout"] or {}, variant["train"] or {}):
+            section |= {name: value for name, value in cut.items() if name in section}
+        variant["start"] = None
+    raw["rollout"] |= {"max_tokens": 8, "monitor": None}
+    raw["train"] |= {"updates": 2}
+    raw["eval"] |= {"num_entropy_responses": 0}
+    raw["eval"]["sampling"] |= {"samples_per_prompt": 1, "max_tokens": 8}
+    folder = execute(RunConfig.model_validate(raw))
+    measured = {row.model for row in headline_table(folder).measured}
+    assert measured == {name.removesuffix("_seed1") for name in raw["variants"]}
+    assert len(measured) == 9
+    for name in raw["variants"]:
+        (output,) = folder.glob(f"*-train-{name}")
+        assert metrics(output)[-1]["step"] == 2
+        assert len(rollouts(output, 2)) >= 8
 
 
 def test_a_cut_of_the_lab_runs_from_school_to_table(recipe, tmp_path):

@@ -20,6 +20,7 @@ from pydantic_core import (
 )
 
 from megatron_reason.config._tree import Node
+from megatron_reason.config.base import Strict
 from megatron_reason.errors import ConfigError, ReasonError
 from megatron_reason.registry import suggest
 
@@ -164,12 +165,15 @@ def _words(
     context = details.get("ctx", {})
     value = _shown(details["input"])
     raw: object = tree.plain()
-    fields = _fields_at(path[:-1], raw, root)
+    section = _section_at(path[:-1], raw, root)
+    fields = section.model_fields if section else {}
     key = str(path[-1]) if path else ""
     field = fields.get(key)
     match details["type"]:
         case "objection":
             return str(context["what"]), str(context["way_out"])
+        case "extra_forbidden" if section and issubclass(section, Strict) and key in section.ABSENT:
+            return section.ABSENT[key]
         case "extra_forbidden":
             return f"there is no key '{key}' here; its value is {value}.", suggest(key, [*fields])
         case "missing":
@@ -201,8 +205,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
-def _fields_at(path: KeyPath, raw: object, root: type[BaseModel]) -> Mapping[str, FieldInfo]:
-    """Fields of the section at `path`; empty if that is no section."""
+def _section_at(path: KeyPath, raw: object, root: type[BaseModel]) -> type[BaseModel] | None:
+    """Class of the section at `path`; None if that is no section."""
     annotation: Any = root
     for key in path:
         section = _section(annotation, raw)
@@ -212,8 +216,7 @@ def _fields_at(path: KeyPath, raw: object, root: type[BaseModel]) -> Mapping[str
         else:
             annotation = _item(annotation)
         raw = _part(raw, key)
-    section = _section(annotation, raw)
-    return section.model_fields if section else {}
+    return _section(annotation, raw)
 
 
 def _part(raw: object, key: str | int) -> object:

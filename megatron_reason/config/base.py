@@ -5,6 +5,9 @@ by the plug-in it configures. A field documents itself with the string below it.
 YAML (`load.py`) and the root of a run (`pipeline/run_config.py`).
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -17,6 +20,8 @@ class Strict(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+    ABSENT: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """Keys that a user may expect here and that are missing on purpose: why, and the way out."""
 
 
 class PluginConfig(Strict):

@@ -3,13 +3,18 @@
 How many prompts and rollouts an update takes, and at which temperature, is the method's to say.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from megatron_reason.config.base import Strict
 from megatron_reason.config.rewriting import RewritingConfig
 from megatron_reason.config.sync import SyncConfig
+
+_WHOLE = (
+    "rollouts are drawn from the whole distribution: with tokens cut off, the trainer's log-probs "
+    "would be those of another one."
+)
 
 
 class MonitorConfig(Strict):
@@ -31,6 +36,14 @@ class MonitorConfig(Strict):
 
 class RolloutSection(Strict):
     """Section `rollout`, for methods that learn from their own rollouts."""
+
+    ABSENT: ClassVar = {
+        **dict.fromkeys(("top_p", "top_k", "min_p"), (_WHOLE, "Leave it out.")),
+        "temperature": (
+            "the temperature of rollouts is the method's, which scores them at the same.",
+            "Write it there: method.temperature.",
+        ),
+    }
 
     problems: str
     """Stage whose train problems are answered."""

@@ -29,6 +29,7 @@ from megatron_reason.evaluation.card import (
     write_card,
 )
 from megatron_reason.evaluation.disagreements import write_disagreements
+from megatron_reason.evaluation.prompts import prompts_of
 from megatron_reason.evaluation.regrade import Grade, replace_verdicts
 from megatron_reason.evaluation.summary import (
     SUMMARY,
@@ -39,7 +40,7 @@ from megatron_reason.evaluation.summary import (
 )
 from megatron_reason.generation.base import Completion, Engine
 from megatron_reason.logs import get_logger, progress
-from megatron_reason.schema.records import EvalRecord, Message
+from megatron_reason.schema.records import EvalRecord
 from megatron_reason.schema.tables import Kind, read_table, table_path, write_table
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def evaluate(
         grade: who judges.
 
     Raises:
-        DataError: no problems, or two with the same id, or stored answers to other problems.
+        DataError: no problems, or two with the same id, or one that leaves no room for an answer,
+            or stored answers to other problems.
         GenerationError: the engine died; what was done until then is kept.
     """
     if config.max_problems is not None:
@@ -92,10 +94,12 @@ def evaluate(
         raise mixed_up(output, f"{len(unknown)} answers are to other problems than the card's")
     chunks = _chunks(problems, records, config.sampling.samples_per_prompt)
     missing = sum(len(chunk.rows) * chunk.num_missing for chunk in chunks)
+    longest = int(engine.description["max_model_len"])
+    prompts = prompts_of(problems, template, max_model_len=longest, place=str(output))
     with progress("evaluate", missing, "answers") as bar:
         for chunk in chunks:
             completions = engine.generate(
-                [template.prompt_ids(_messages(row)) for row in chunk.rows],
+                [prompts[row["problem_id"]] for row in chunk.rows],
                 config.sampling,
                 stop_token_ids=template.stop_token_ids,
                 first_sample=chunk.first_sample,
@@ -205,7 +209,7 @@ def _graded(
         EvalRecord(
             problem_id=row["problem_id"],
             sample_index=index,
-            problem=_messages(row)[-1].content,
+            problem=row["messages"][-1]["content"],
             answer=row["answer"],
             family=row["family"],
             response=response,
@@ -218,7 +222,3 @@ def _graded(
         )
         for (row, index, completion, response), verdict in zip(answers, verdicts, strict=True)
     ]
-
-
-def _messages(row: dict[str, Any]) -> list[Message]:
-    return [Message(**turn) for turn in row["messages"]]

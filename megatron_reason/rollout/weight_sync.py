@@ -24,7 +24,7 @@ from megatron_reason.config.sync import SyncConfig
 from megatron_reason.engine.forward import PLAIN, statistics_step
 from megatron_reason.engine.packing import pack
 from megatron_reason.engine.prepass import forward_only
-from megatron_reason.errors import EngineDiedError, GenerationError, ReasonError
+from megatron_reason.errors import EngineDiedError, GenerationError, ReasonError, of_system
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.hf_folder import vocabulary_fingerprint
 from megatron_reason.generation.probe import probe_sequence
@@ -175,7 +175,7 @@ class WeightSync:
             Its result on rank 0, None elsewhere.
 
         Raises:
-            ReasonError: what `action` raised, on every rank.
+            ReasonError: what `action` raised, on every rank; an OSError becomes one.
         """
         if self._engine is None:
             while self._shared(None) is _Order.PUSH:
@@ -194,6 +194,9 @@ class WeightSync:
         except ReasonError as error:
             self._shared(error)
             raise
+        except OSError as error:
+            self._shared(known := of_system(error))
+            raise known from error
         finally:
             self._engine.refill = None
         self._shared(_Order.DONE)

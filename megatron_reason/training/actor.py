@@ -13,6 +13,7 @@ from typing import Any
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.curation._rewriting import Rewriter
 from megatron_reason.errors import ConfigError, DataError, EngineDiedError
+from megatron_reason.evaluation.prompts import prompts_of
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.open import open_engine
 from megatron_reason.generation.templates import Template, load_template
@@ -240,9 +241,13 @@ def _monitoring(
                 AnswerPool(rollout.settings.reward_workers, rollout.settings.reward_deadline_s,
                            reward=settings.reward)
             )  # fmt: skip
+        problems = heldout_problems(rollout.monitored).head(settings.max_problems)
+        # Refused now, not after the first weights have been exchanged.
+        longest = rollout.engine.max_model_len
+        prompts_of(problems, template, max_model_len=longest, place="rollout.monitor")
         yield Monitor(
             settings=settings,
-            problems=heldout_problems(rollout.monitored),
+            problems=problems,
             engine=engine,
             graders=graders,
             template=template,

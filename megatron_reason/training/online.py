@@ -21,7 +21,7 @@ from megatron_reason.engine.guards import NonFiniteGuard
 from megatron_reason.engine.prepass import response_logprobs
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.engine.update import update
-from megatron_reason.errors import DataError, ReasonError
+from megatron_reason.errors import DataError, ReasonError, of_system
 from megatron_reason.logs import get_logger
 from megatron_reason.models.build import vocab_size
 from megatron_reason.rollout.mismatch import mismatch
@@ -124,7 +124,7 @@ class Announcer:
         """What `find` returns on rank 0, on every rank; elsewhere it is not called.
 
         Raises:
-            ReasonError: on every rank, if `find` does on rank 0.
+            ReasonError: on every rank, if `find` raises it or an OSError on rank 0.
         """
         box: list[Any] = [None, None]
         if self._speaks:
@@ -132,6 +132,8 @@ class Announcer:
                 box[0] = find()
             except ReasonError as error:
                 box[1] = error
+            except OSError as error:
+                box[1] = of_system(error)
         if self._group is not None:
             dist.broadcast_object_list(box, src=0, group=self._group)
         if box[1] is not None:

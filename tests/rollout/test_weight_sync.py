@@ -188,6 +188,20 @@ def test_killed_engine_gets_the_weights_of_all_ranks_back(tmp_path: Path) -> Non
     spawn(deaths, 2, str(tmp_path))
 
 
+def damage_one_bucket() -> None:
+    """Turn a bit of the next bucket, once it lies where the engine reads it."""
+    from megatron_reason.generation.buckets import SharedBuffer
+
+    fill = SharedBuffer.fill
+
+    def damaged(buffer: SharedBuffer, bucket: Any) -> None:
+        fill(buffer, bucket)
+        buffer._memory[100] ^= 1
+        SharedBuffer.fill = fill
+
+    SharedBuffer.fill = damaged
+
+
 def death_of_vllm(rank: int, world_size: int, root: str) -> None:
     from megatron_reason.engine.startup import load_model
     from megatron_reason.engine.topology import init_topology
@@ -211,14 +225,25 @@ def death_of_vllm(rank: int, world_size: int, root: str) -> None:
     if engine is not None:
         ((one, _), *_) = engine.generate(PROMPTS, SAMPLING)
         assert one.policy_version == 1
+    import_hf(stage, old, topology)
+    if engine is not None:
+        first = engine.pid
+        damage_one_bucket()
+    assert sync.push(2).probe_largest < 1e-3
+    if engine is not None:
+        log = (Path(root) / "vllm.log").read_text()
+        assert "its checksum is" in log
+        assert engine.pid != first, "it was started again"
+        ((one, _), *_) = engine.generate(PROMPTS, SAMPLING)
+        assert one.policy_version == 2
         os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(EngineDiedError):
             engine.generate(PROMPTS, SAMPLING)
         engine.close()
 
 
-def test_vllm_that_is_killed_in_a_sync_has_the_new_weights_after_it(tmp_path: Path) -> None:
-    """The probe says so; two starts of vLLM."""
+def test_vllm_that_dies_in_a_sync_has_the_new_weights_after_it(tmp_path: Path) -> None:
+    """Killed, or by a bucket that came damaged; the probe says so. Three starts of vLLM."""
     pytest.importorskip("vllm")
     for seed in (1, 2):
         make_tiny_model(

@@ -6,6 +6,7 @@ Several runs share one process and one rank: `spawn(run_all, 1, jobs)`.
 import importlib
 import json
 import pickle
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,8 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
         assert job.rollout is not None
         original, sleep = online.update, HFEngine.sleep
         online.update = _recording(original, job.output)
+        if job.rollout.settings.steps_ahead:
+            online.update = _awaiting_the_next_rollouts(online.update, job.output)
         HFEngine.sleep = _counting(sleep, job.output)
         try:
             online.train_online(job, job.rollout, trainable)
@@ -150,6 +153,25 @@ def _recording(update: Any, output: Path) -> Any:
         return found
 
     return recorded
+
+
+def _awaiting_the_next_rollouts(update: Any, output: Path) -> Any:
+    """`update`, which the first time does not end before the next step's rollouts are there.
+
+    It leaves a mark if they were: they are made while this runs, or never.
+    """
+
+    def awaiting(trainable: Any, method: Any, samples: Any, state: Any, *rest: Any) -> Any:
+        found = update(trainable, method, samples, state, *rest)
+        written = output / "rollouts" / f"step_{state.update + 2:06d}.jsonl"
+        deadline = time.monotonic() + 60
+        while state.update == 0 and not written.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if state.update == 0 and written.exists():
+            (output / "overlapped").touch()
+        return found
+
+    return awaiting
 
 
 def metrics(output: Path) -> list[dict[str, float]]:

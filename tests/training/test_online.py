@@ -3,13 +3,13 @@
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import TrainState, build_method
 from tests.distributed import spawn
@@ -51,11 +51,13 @@ METHODS = {
 UPDATES = 4
 TWO = {"prompts_per_update": 2, "rollouts_per_prompt": 4}
 REWRITE = {"sampling": {"samples_per_prompt": 4, "max_tokens": 6}}
+MONITOR = {
+    "table": "sums", "every": 2, "max_problems": 2, "samples_per_prompt": 2,
+    "reward": "parity_for_tests",
+}  # fmt: skip
 SPECIAL = {
     "ahead": ("grpo", FEW | {"tis": "token"}, {"steps_ahead": 1}),
-    "monitored": ("grpo", FEW, {"monitor": {
-        "table": "sums", "every": 2, "max_problems": 2, "samples_per_prompt": 2,
-        "reward": "parity_for_tests"}}),
+    "monitored": ("grpo", FEW, {"monitor": MONITOR}),
     "retold": ("srft", FEW, {"rewrite": REWRITE}),
     "retold_only": ("sft", {"demos_per_update": 4}, {"rewrite": REWRITE}),
     "single": ("grpo", {"prompts_per_update": 3, "rollouts_per_prompt": 1}, {}),
@@ -65,6 +67,7 @@ SPECIAL = {
     "zero": ("grpo", TWO | {"drop_equal_groups": True},
              {"reward": "zero_for_tests", "max_empty_steps": 2, "max_refills": 1}),
     "unwritable": ("grpo", FEW, {}),
+    "unmeasured": ("grpo", FEW, {"monitor": MONITOR}),
     "long": ("grpo", FEW, {"max_tokens": 41}),
     "too_long": ("grpo", FEW, {"max_tokens": 60}),
 }  # fmt: skip
@@ -87,12 +90,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A file where a folder of rollouts should be, as good as a full disk.
     (folder / "unwritable").mkdir()
     (folder / "unwritable" / "rollouts").touch()
+    (folder / "unmeasured").mkdir()
+    (folder / "unmeasured" / "eval").touch()
     learns = {"prompts_per_update": 8, "rollouts_per_prompt": 8}
-    drowsy = EngineConfig(name="transformers", max_model_len=64, max_num_seqs=32, sleep_mode=True)
-    for name, rollout in {"sleeps": {}, "sleepless": {"steps_ahead": 1}}.items():
+    other_engines: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "sleeps": ({"sleep_mode": True}, {}),
+        "sleepless": ({"sleep_mode": True}, {"steps_ahead": 1}),
+        "crowded": ({"max_model_len": 24}, {"max_tokens": 1, "monitor": MONITOR}),
+    }
+    for name, (engine, rollout) in other_engines.items():
         job = make_job(folder, name, "grpo", FEW, updates=2, rollout=rollout)
         assert job.rollout is not None
-        asked = job.rollout.model_copy(update={"engine": drowsy})
+        asked = job.rollout.model_copy(
+            update={"engine": job.rollout.engine.model_copy(update=engine)}
+        )
         jobs.append(job.model_copy(update={"rollout": asked}))
     jobs.append(make_job(folder, "learns", "grpo", learns, updates=24, rollout={"max_tokens": 1}))
     spawn(run_all, 1, jobs)
@@ -103,6 +114,20 @@ def test_rollouts_that_cannot_be_written_stop_the_run_with_a_word(folder: Path) 
     error = error_of(folder / "unwritable")
     assert "the rollouts of this step cannot be written" in error
     assert "goes on from the last checkpoint" in error
+
+
+def test_other_files_that_cannot_be_written_do_so_too(folder: Path) -> None:
+    error = error_of(folder / "unmeasured")
+    assert error.startswith(f"PlatformError  {folder / 'unmeasured/eval'}")
+    assert "goes on from the last checkpoint" in error
+
+
+def test_a_monitored_problem_without_room_for_an_answer_is_named_at_the_start(folder: Path) -> None:
+    error = error_of(folder / "crowded")
+    assert "2 of 2 problems leave no room for an answer" in error
+    assert "(25 tokens)" in error
+    assert "engine.max_model_len" in error
+    assert not (folder / "crowded/rollouts").exists()
 
 
 def error_of(output: Path) -> str:
@@ -256,6 +281,7 @@ def test_relift_bursts_on_what_nobody_solved(folder: Path):
 
 
 def test_one_step_ahead_learns_from_weights_one_step_old_and_corrects(folder: Path):
+    assert (folder / "ahead/overlapped").exists(), "no rollout was made during an update"
     rows = metrics(folder / "ahead")
     assert [row["rollout/staleness"] for row in rows] == [0, 1]
     assert [rollouts(folder / "ahead", s)[0]["policy_version"] for s in (1, 2)] == [0, 0]
