@@ -20,6 +20,8 @@ A message has four parts: where, what, the values, the way out. Not here: errors
 which are assertions with a message.
 """
 
+import errno
+
 
 class ReasonError(Exception):
     """Base of all errors a user can repair.
@@ -107,10 +109,12 @@ class StoppedError(ReasonError, RuntimeError):
 
 def of_system(error: OSError) -> PlatformError:
     """The same error for the user: a full disk, a folder that went away, a file without access."""
-    place = error.filename or "the operating system"
+    # A rename names what it renames first, which is a temporary file.
+    place = error.filename2 or error.filename
+    is_storage = place is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    mend = "Make room, or mend the disk or its permissions; the" if is_storage else "The"
     return PlatformError(
-        str(place),
-        f"{error.strerror or error} (errno {error.errno}).",
-        "Make room, or mend the disk or its permissions; the same command goes on from the last "
-        "checkpoint.",
+        str(place or "the operating system"),
+        f"{error.strerror or error}.",
+        f"{mend} same command goes on from the last checkpoint.",
     )

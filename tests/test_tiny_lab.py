@@ -49,13 +49,17 @@ def test_every_method_with_rollouts_runs_on_a_cut_of_the_lab(recipe, tmp_path):
     raw["curate"] = [s | sizes[s["name"]] for s in raw["curate"] if s["name"] in sizes]
     online = {name for name in recipe.variants if recipe.learns_online(name)}
     kept = {name: raw["variants"][name] for name in recipe.variants if name.endswith("_seed1")}
-    raw["variants"] = {name: kept[name] for name in kept if name in online}
+    learners = {name: kept[name] for name in kept if name in online}
     cut = {"max_tokens": 8, "monitor": None, "updates": 2}
-    for variant in raw["variants"].values():
+    for name, variant in learners.items():
         variant["method"] |= {"prompts_per_update": 2, "rollouts_per_prompt": 4}
         for section in (variant["rollout"] or {}, variant["train"] or {}):
             section |= {name: value for name, value in cut.items() if name in section}
-        variant["start"] = None
+        # SFT, then RL: one for all.
+        variant["start"] = "pretrained" if name == "grpo_seed1" else None
+    school = raw["variants"]["pretrained"]
+    school["train"]["updates"] = 2
+    raw["variants"] = {"pretrained": school, **learners}
     raw["rollout"] |= {"max_tokens": 8, "monitor": None}
     raw["train"] |= {"updates": 2}
     raw["eval"] |= {"num_entropy_responses": 0}
@@ -63,8 +67,8 @@ def test_every_method_with_rollouts_runs_on_a_cut_of_the_lab(recipe, tmp_path):
     folder = execute(RunConfig.model_validate(raw))
     measured = {row.model for row in headline_table(folder).measured}
     assert measured == {name.removesuffix("_seed1") for name in raw["variants"]}
-    assert len(measured) == 9
-    for name in raw["variants"]:
+    assert len(learners) == 9
+    for name in learners:
         (output,) = folder.glob(f"*-train-{name}")
         assert metrics(output)[-1]["step"] == 2
         assert len(rollouts(output, 2)) >= 8

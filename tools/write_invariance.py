@@ -33,7 +33,7 @@ def measure(rank: int, _world_size: int, layout: "invariance.Layout", folder: st
         learner = invariance.method(name)
         expected_loss, expected = exact.measure(learner, drawn)
         for mode, batch in invariance.BATCHES.items():
-            order = invariance.reordered(drawn, name, mode)
+            order = invariance.reordered(drawn, mode)
             measured = world.measure(learner, batch, order, Path(folder, "scratch"))
             if measured is None:
                 continue
@@ -59,8 +59,9 @@ def table(columns: dict[str, dict[str, tuple[float, float]]], modes: list[str]) 
         "reference is Hugging Face's model in float64, one unpadded sequence at a time. Each cell "
         "has the largest error of the loss (relative where the loss is above 1) and the largest "
         f"relative error of any parameter's gradient, over {', '.join(modes)}; but for the first "
-        "of these the samples come in the opposite order. Clip-Cov alone keeps it: what it chooses "
-        "at random is chosen by a token's place. Tests demand less than 1e-5.", "",
+        "of these the samples come in the opposite order (which keeps neighbours together: what "
+        "acts on chunks of neighbouring sequences depends on who those are). Tests demand less "
+        "than 1e-5.", "",
         "| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|",
     ]  # fmt: skip
     for method in next(iter(columns.values())):

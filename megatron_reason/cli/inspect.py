@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,8 @@ def _templates() -> Registry[Any]:
     return TEMPLATES
 
 
+_HEADED = re.compile(r"[A-Z]\w*[.:] ")
+"""Line of a docstring with which a part of it begins: "Loss. ..."."""
 _REGISTRIES: dict[str, Callable[[], Registry[Any]]] = {
     "methods": _methods,
     "models": _models,
@@ -95,6 +98,21 @@ def list_(
     width = max((len(name) for name, _ in rows), default=0)
     for name, line in rows:
         typer.echo(f"{name:<{width}}  {line}".rstrip())
+        for more in _in_short(name, registry.get(name, "mreason list")):
+            typer.echo(f"{'':<{width}}    {more}")
+
+
+def _in_short(name: str, entry: object) -> list[str]:
+    """Formula, source and data needs of a method, from where it is written; nothing of others."""
+    needs = _needs(name, entry)
+    if not needs:
+        return []
+    home = inspect.getmodule(entry)
+    lines = (inspect.getdoc(home) or "").splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith(("Loss.", "Source:"))]
+    ends = [i for i, line in enumerate(lines) if _HEADED.match(line) or not line]
+    parts = [lines[i : min((end for end in ends if end > i), default=len(lines))] for i in starts]
+    return [*itertools.chain(*parts), f"Needs: {', '.join(needs['roles'])}."]
 
 
 def show(

@@ -107,6 +107,13 @@ def load_latest(
     return progress
 
 
+def load_weights(trainable: Trainable, checkpoint: Path) -> None:
+    """Load the weights of a checkpoint of this run, and nothing else: not to be trained on."""
+    model: Any = trainable.model.module
+    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(checkpoint))
+    model.load_state_dict(cast(dict[str, Any], state)["model"])
+
+
 def stored_state(trainable: Trainable, *, portable: bool) -> dict[str, Any]:
     """Model and optimizer as Megatron stores them; `portable` ones fit any layout."""
     if not _adamw_states(trainable):

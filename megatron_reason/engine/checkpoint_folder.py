@@ -206,9 +206,7 @@ def retire(folder: Path, keep: KeepConfig) -> None:
     kept = {*whole[-keep.last :]}
     if keep.every is not None:
         kept |= {path for path in whole if states[path].update % keep.every == 0}
-    if keep.best is not None and (
-        best := _best(states, keep.best, -1 if keep.best_is == "highest" else 1)
-    ):
+    if best := _best(states, keep):
         kept.add(best)
     for path in whole:
         if path not in kept:
@@ -262,9 +260,17 @@ def unwritten(folder: Path, cause: BaseException) -> CheckpointError:
     )
 
 
-def _best(states: Mapping[Path, _State], metric: str, sign: int) -> Path | None:
-    """The one whose metric, times `sign`, is lowest."""
-    found = {path: state.metrics.get(metric, math.nan) for path, state in states.items()}
+def best_of(folder: Path, keep: KeepConfig) -> Path | None:
+    """The best checkpoint by the metric that `keep` names; None without such a metric or value."""
+    states = {path: state for path in complete(folder) if (state := _stored_state(path))}
+    return _best(states, keep)
+
+
+def _best(states: Mapping[Path, _State], keep: KeepConfig) -> Path | None:
+    if keep.best is None:
+        return None
+    sign = -1 if keep.best_is == "highest" else 1
+    found = {path: state.metrics.get(keep.best, math.nan) for path, state in states.items()}
     measured = {path: sign * value for path, value in found.items() if math.isfinite(value)}
     return min(measured, key=lambda path: measured[path]) if measured else None
 

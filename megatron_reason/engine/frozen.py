@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from megatron_reason.engine.forward import Head, hidden_step, statistics_step
 from megatron_reason.engine.prepass import forward_only
 from megatron_reason.errors import ConfigError, DataError
+from megatron_reason.files import hash_text
 from megatron_reason.schema.batch import (
     ROLE_INDEX,
     GlobalTokens,
@@ -119,7 +120,12 @@ def whole_batch(
         role_S=torch.tensor([ROLE_INDEX[sample.role] for sample in samples], device=device),
         advantage_S=torch.tensor([s.advantage for s in samples], dtype=dtype, device=device),
         is_correct_S=torch.tensor([sample.is_correct for sample in samples], device=device),
+        key_S=torch.tensor([_key(sample.sample_id) for sample in samples], device=device),
     )
+
+
+def _key(sample_id: str) -> int:
+    return int(hash_text(sample_id, 15), 16)
 
 
 def _with_ref_logprobs(

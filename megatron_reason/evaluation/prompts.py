@@ -44,6 +44,6 @@ def prompts_of(
             place,
             f"{len(too_long)} of {len(prompts)} problems leave no room for an answer, the first of "
             f"them {first}: prompt and answer together may have {max_model_len} tokens.",
-            "Raise engine.max_model_len, or take these problems out of what 'ingest' reads.",
+            "Raise engine.max_model_len, or leave these problems out of what is measured.",
         )
     return prompts

@@ -87,6 +87,8 @@ def evaluate(
     if config.max_problems is not None:
         problems = problems.head(config.max_problems)
     _check(problems, output)
+    longest = int(engine.description["max_model_len"])
+    prompts = prompts_of(problems, template, max_model_len=longest, place=str(output))
     card = make_card(problems["problem_id"], engine, template, config)
     records = _resumed(output, card, grade)
     place = {name: index for index, name in enumerate(problems["problem_id"])}
@@ -94,8 +96,6 @@ def evaluate(
         raise mixed_up(output, f"{len(unknown)} answers are to other problems than the card's")
     chunks = _chunks(problems, records, config.sampling.samples_per_prompt)
     missing = sum(len(chunk.rows) * chunk.num_missing for chunk in chunks)
-    longest = int(engine.description["max_model_len"])
-    prompts = prompts_of(problems, template, max_model_len=longest, place=str(output))
     with progress("evaluate", missing, "answers") as bar:
         for chunk in chunks:
             completions = engine.generate(

@@ -46,6 +46,13 @@ class Engine(Protocol):
         """Whether it can be asked; a process that died unnoticed still counts as open."""
         ...
 
+    def is_healthy(self) -> bool:
+        """Whether it answers, which it is asked for: False for a process that died or hangs.
+
+        One that is not healthy has to be started again (`restart`) before anything else.
+        """
+        ...
+
     @property
     def is_asleep(self) -> bool:
         """Whether it gave its memory back, and must be woken before anything else."""

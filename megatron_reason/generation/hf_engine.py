@@ -57,6 +57,10 @@ class HFEngine(OwnedEngine):
         """Whether it holds a model."""
         return self._model is not None
 
+    def is_healthy(self) -> bool:
+        """Whether it holds a model: it is this process."""
+        return self.is_open
+
     def close(self) -> None:
         """Let go of the model."""
         self._model = None

@@ -82,6 +82,10 @@ class OwnedEngine(ABC):
     def is_open(self) -> bool:
         """Whether it can be asked."""
 
+    @abstractmethod
+    def is_healthy(self) -> bool:
+        """Whether it answers now; see `Engine.is_healthy`."""
+
     @property
     def is_asleep(self) -> bool:
         """Whether it gave its memory back."""

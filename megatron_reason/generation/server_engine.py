@@ -105,6 +105,10 @@ class ServerEngine(OwnedEngine):
         """Whether it can be asked."""
         return self._is_open
 
+    def is_healthy(self) -> bool:
+        """Whether every server answers within half a minute."""
+        return self._is_open and not any(self._objection(url, 30.0) for url in self._urls)
+
     def close(self) -> None:
         """Let go of the servers, which stay up."""
         if not self._is_open:
@@ -149,14 +153,16 @@ class ServerEngine(OwnedEngine):
                 )
             time.sleep(_POLL_S)
 
+    def _objection(self, url: str, timeout_s: float = _HEALTH_TIMEOUT_S) -> str | None:
+        """Why a server does not answer; None if it does."""
+        try:
+            answer = self._client.get(f"{url}/health", timeout=timeout_s)
+        except httpx.HTTPError as error:
+            return str(error) or type(error).__name__
+        return None if answer.is_success else "it is not healthy"
+
     def _await(self, url: str, deadline: float) -> None:
-        while True:
-            try:
-                if self._client.get(f"{url}/health", timeout=_HEALTH_TIMEOUT_S).is_success:
-                    return
-                what = "it is not healthy"
-            except httpx.HTTPError as error:
-                what = str(error) or type(error).__name__
+        while (what := self._objection(url)) is not None:
             if time.monotonic() > deadline:
                 raise EngineDiedError(
                     url,

@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_reason import platform
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
-from megatron_reason.errors import GenerationError, PlatformError
+from megatron_reason.errors import EngineDiedError, GenerationError, PlatformError
 from megatron_reason.generation.base import Completion, Flag
 from megatron_reason.generation.buckets import ArrivingBucket, SharedBuffer
 from megatron_reason.generation.child import Child
@@ -26,6 +26,7 @@ from megatron_reason.generation.vllm_process import (
     Generate,
     LoadBucket,
     LoadWeights,
+    Ping,
     PromptDone,
     Ready,
     Score,
@@ -40,6 +41,7 @@ from megatron_reason.schema.records import Finish
 
 LOG_NAME = "vllm.log"
 _CLOSE_TIMEOUT_S = 10.0
+_PING_TIMEOUT_S = 30.0
 _NUM_BUFFERS = 2
 """One is filled while the engine loads the other."""
 
@@ -95,6 +97,19 @@ class VllmEngine(OwnedEngine):
     def is_open(self) -> bool:
         """Whether its process was not ended yet."""
         return self._is_open
+
+    def is_healthy(self) -> bool:
+        """Whether its process answers within half a minute; one that does not is ended."""
+        if not self._is_open:
+            return False
+        try:
+            self._child.send(Ping(), _PING_TIMEOUT_S)
+            self._child.receive(_PING_TIMEOUT_S, "a sign of life")
+        except EngineDiedError as error:
+            _log.warning("%s", error)
+            self.close()
+            return False
+        return True
 
     def close(self) -> None:
         """End the engine's process and all that it started."""

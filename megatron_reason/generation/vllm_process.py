@@ -76,6 +76,11 @@ class FinishUpdate:
 
 
 @dataclass(frozen=True)
+class Ping:
+    """Command: nothing. Answered by `Ready`."""
+
+
+@dataclass(frozen=True)
 class Sleep:
     """Command: give memory back. Answered by `Ready`."""
 
@@ -151,6 +156,8 @@ def _answers(engine: "LLMEngine", command: object) -> Iterator[PromptDone | Scor
             engine.collective_rpc("finish_weight_update")
             engine.set_weight_version(str(command.version))
             _settle(engine)
+        case Ping():
+            pass
         case Sleep():
             engine.sleep(level=1)
         case Wake():

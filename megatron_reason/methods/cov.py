@@ -59,6 +59,9 @@ class CovConfig(PolicyConfig):
     batch, or those of each `chunk` neighbouring sequences."""
 
 
+_ODD = 0x1E3779B97F4A7C15
+"""A multiple of it moves every bit."""
+
 _AUTHORS = CovConfig(
     prompts_per_update=32, rollouts_per_prompt=8, temperature=1.0, clip_low=1.0, clip_high=1.0,
     dual_clip=None, mean="token_mean",
@@ -140,16 +143,16 @@ class Cov(PolicyMethod[CovConfig]):
 
     def coefficients(self, whole: GlobalTokens, state: TrainState) -> Tensor:
         """[N]: 1 for the chosen tokens, 0 for the others."""
-        generator = torch.Generator().manual_seed(state.seed * 1_000_003 + state.update)
+        draw_N = _draws(whole, state.seed * 1_000_003 + state.update)
         coef_N = torch.zeros_like(whole.logprob_N)
         size = len(whole.role_S) if self.config.scope == "batch" else self.config.chunk
         chunk_N = whole.sequence_N // size
         for chunk in chunk_N.unique():
             places = (chunk_N == chunk).nonzero()[:, 0]
-            coef_N[places[self._chosen(whole, places, generator)]] = 1.0
+            coef_N[places[self._chosen(whole, places, draw_N[places])]] = 1.0
         return coef_N
 
-    def _chosen(self, whole: GlobalTokens, places: Tensor, generator: torch.Generator) -> Tensor:
+    def _chosen(self, whole: GlobalTokens, places: Tensor, draw_N: Tensor) -> Tensor:
         """Which of the tokens at `places` are chosen, as indices of `places`."""
         advantage_N = whole.per_token(whole.advantage_S).to(whole.logprob_N.dtype)[places]
         logprob_N = whole.logprob_N[places]
@@ -159,7 +162,7 @@ class Cov(PolicyMethod[CovConfig]):
             return cov_N.topk(min(count, len(cov_N))).indices
         assert whole.old_logprob_N is not None, f"the engine fills {Frozen.OLD_LOGPROB}"
         ratio_N = (logprob_N - whole.old_logprob_N[places]).exp()
-        return self._drawn(self._qualifies(cov_N, advantage_N, ratio_N), generator)
+        return self._drawn(self._qualifies(cov_N, advantage_N, ratio_N), draw_N)
 
     def _qualifies(self, cov_N: Tensor, advantage_N: Tensor, ratio_N: Tensor) -> Tensor:
         """Bool [N]: covariance within bounds, and PPO's clip leaves the token alone."""
@@ -171,9 +174,33 @@ class Cov(PolicyMethod[CovConfig]):
             is_free_N &= (advantage_N <= 0) | (ratio_N <= 1 + high)
         return is_free_N & (cov_N > self.config.cov_low) & (cov_N < self.config.cov_high)
 
-    def _drawn(self, qualifies_N: Tensor, generator: torch.Generator) -> Tensor:
-        """Indices of a seeded uniform choice among the tokens that qualify."""
+    def _drawn(self, qualifies_N: Tensor, draw_N: Tensor) -> Tensor:
+        """Indices of a uniform choice among the tokens that qualify: those of the lowest draws."""
         candidates = qualifies_N.nonzero()[:, 0]
         count = max(1, int(self.config.clip_fraction * len(qualifies_N)))
-        order = torch.randperm(len(candidates), generator=generator)
-        return candidates[order[:count].to(candidates.device)]
+        return candidates[draw_N[candidates].argsort()[:count]]
+
+
+def _draws(whole: GlobalTokens, seed: int) -> Tensor:
+    """int64 [N]: a random number of each token's sequence, its place in it, and the seed.
+
+    A choice by these does not depend on the order of the sequences. Source: the mixing steps of
+    splitmix64, whose products wrap around.
+    """
+    count_S = torch.bincount(whole.sequence_N, minlength=len(whole.key_S))
+    first_S = count_S.cumsum(0) - count_S
+    place_N = torch.arange(len(whole.sequence_N), device=first_S.device) - whole.per_token(first_S)
+    mixed_N = _mixed(whole.per_token(whole.key_S + whole.key_S.new_tensor(seed) * _ODD))
+    return _mixed(mixed_N + place_N * _ODD)
+
+
+def _mixed(bits_N: Tensor) -> Tensor:
+    """int64 [N]: every bit depends on every bit of the argument."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        bits_N = (bits_N ^ _shifted(bits_N, shift)) * factor
+    return bits_N ^ _shifted(bits_N, 31)
+
+
+def _shifted(bits_N: Tensor, by: int) -> Tensor:
+    """To the right, with zeros from the left, as unsigned numbers are."""
+    return (bits_N >> by) & ((1 << (64 - by)) - 1)

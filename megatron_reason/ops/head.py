@@ -88,21 +88,23 @@ class HeadGradient:
         Args:
             rows: which of all tokens.
             grad_CV: their gradient.
-            is_live_C: bool; rows that are not are all zeros (samples of a group that were all
-                rewarded alike, say), and cost no product.
+            is_live_C: bool, on the host; rows that are not are all zeros (samples of a group that
+                were all rewarded alike, say). Where they are half of the chunk or more, they cost
+                no product; fewer are not worth a copy of the others.
         """
         wide = wide_dtype(self.hidden_TD.dtype)
         hidden_CD = operand(self.hidden_TD[rows], self.request)
         grad_CV = grad_CV.to(hidden_CD.dtype)
-        live = is_live_C.nonzero()[:, 0]
+        live = is_live_C.nonzero()[:, 0].to(grad_CV.device)
         if len(live) == 0:
             self.add_zeros(rows)
             return
-        if len(live) < len(is_live_C):
+        is_thin = 2 * len(live) <= len(is_live_C)
+        if is_thin:
             grad_CV, hidden_CD = grad_CV[live], hidden_CD[live]
         if self.wants_hidden:
             part_CD = product(grad_CV, operand(self.weight_VD, self.request))
-            if len(live) < len(is_live_C):
+            if is_thin:
                 part_CD = part_CD.new_zeros(self.hidden_TD[rows].shape).index_copy_(
                     0, live, part_CD
                 )
@@ -189,7 +191,7 @@ class _HeadStats(torch.autograd.Function):
         if cotangents.kl_T is not None:
             ref_head = ChunkedHead(ref_hidden_TD, ref_weight_VD, request)
 
-        is_live_T = cotangents.is_live_T
+        is_live_T = cotangents.is_live_T.cpu()
 
         def add(index: int, rows: slice) -> None:
             logits_CV = ctx.kept[index]

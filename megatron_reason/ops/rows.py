@@ -163,6 +163,10 @@ class _Softmax:
     """[T]: largest logit; the lowest finite number where every logit is -inf."""
     log_sum_T: Tensor
     """[T]: log of the sum of exp(logit - maximum); -inf where every logit is."""
+    column_T: Tensor
+    """int64 [T]: the target among the columns; 0 where it is elsewhere."""
+    is_here_T: Tensor
+    """Bool [T]: whether the target is among the columns."""
     target_logit_T: Tensor
     """[T]: logit of the target; 0 where it is not among the columns."""
     prob_TV: Tensor
@@ -240,7 +244,7 @@ def _softmax(slab: RowLogits, memory: _Memory) -> _Softmax:
     total_T, log_sum_T = _sums(prob_TV, column_T, is_here_T)
     shifted_TV = torch.sub(values_TV, max_T[:, None], out=memory.like("values", values_TV))
     return _Softmax(
-        max_T, log_sum_T, target_logit_T, prob_TV, total_T.reciprocal_(),
+        max_T, log_sum_T, column_T, is_here_T, target_logit_T, prob_TV, total_T.reciprocal_(),
         shifted_TV.clamp_(min=_NO_WEIGHT),
     )  # fmt: skip
 
@@ -291,7 +295,7 @@ def _slab_stats(
     if ref_TV is not None:
         ref_max_T = _row_max(ref_TV)
         ref_prob_TV = torch.softmax(ref_TV, dim=1)
-        ref_log_sum_T = _or_lowest((ref_prob_TV.sum(dim=1) / ref_prob_TV.amax(dim=1)).log_())
+        _, ref_log_sum_T = _sums(ref_prob_TV, soft.column_T, soft.is_here_T)
         # log p - log q, of which log-sums are the same for all columns.
         log_ratio_TV = torch.sub(ref_TV, ref_max_T[:, None], out=ref_prob_TV).neg_()
         log_ratio_TV.add_(soft.shifted_TV).add_((ref_log_sum_T - soft.log_sum_T)[:, None])

@@ -118,9 +118,9 @@ class _RunningLoss:
         return cotangents
 
     def take_live(self) -> Tensor:
-        """Bool [C]: which tokens since the last call have a gradient."""
+        """Bool [C], on the host: which tokens since the last call have a gradient."""
         live, self._live = self._live, []
-        return torch.cat(live)
+        return torch.cat(live).cpu()
 
     def _add(self, stats: RowStats, rows: slice) -> Cotangents:
         with torch.enable_grad():

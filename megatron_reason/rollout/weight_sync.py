@@ -222,6 +222,9 @@ class WeightSync:
         except GenerationError as error:
             _exhaust(buckets)
             outcome = error
+        except OSError as error:
+            _exhaust(buckets)
+            outcome = of_system(error)
         finally:
             self._engine.refill = refill
         self._shared(outcome)
@@ -256,9 +259,7 @@ class WeightSync:
             )
         return _Arrival(moved_s - started_s, time.monotonic() - moved_s, mean, largest)
 
-    def _restarted(
-        self, because: EngineDiedError, buckets: Iterator[object]
-    ) -> GenerationError | None:
+    def _restarted(self, because: EngineDiedError, buckets: Iterator[object]) -> ReasonError | None:
         """Start the engine again, once the other ranks have got rid of what they send."""
         assert self._engine is not None, "rank 0 alone has an engine"
         _exhaust(buckets)
@@ -266,6 +267,8 @@ class WeightSync:
             self._engine.restart(because)
         except GenerationError as error:
             return error
+        except OSError as error:
+            return of_system(error)
         return None
 
     def _buckets(self) -> Iterator[Mapping[str, Tensor]]:

@@ -226,6 +226,8 @@ class GlobalTokens:
     """[S]: advantage of each sequence."""
     is_correct_S: Tensor
     """Bool [S]: whether the final answer of each sequence is correct."""
+    key_S: Tensor
+    """int64 [S]: a number made of each sequence's id, for draws that do not feel the order."""
 
     def per_token(self, value_S: Tensor) -> Tensor:
         """[N]: the value of each token's own sequence."""

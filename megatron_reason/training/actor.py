@@ -90,10 +90,12 @@ class Actor:
 
     def rouse(self) -> None:
         """The engine is needed again; one that died meanwhile is started with older weights."""
-        if not self.sleeps:
-            return
         death, self._death = self._death, None
-        if death is None:
+        if death is None and not self.engine.is_healthy():
+            death = EngineDiedError(
+                "rollout engine", "it died or hung during the updates.", "Look into its log."
+            )
+        if death is None and self.sleeps:
             try:
                 self.engine.wake()
             except EngineDiedError as error:
@@ -134,6 +136,7 @@ def acting(
     data = _table(job, method, template, vocabulary)
     joins = joins_demos(method)
     prompts = _prompts(job, rollout, template, data if joins else None)
+    _check_monitored(rollout, template)
 
     def stored(plan: UpdatePlan, consumed: Mapping[Role, int]) -> list[TokenizedSample]:
         return [] if data is None else data.next_samples(plan, consumed, job.seed)
@@ -227,6 +230,15 @@ def _retelling(
     return Retelling(Rewriter(engine, template, graders, settings, seed=0), answered)
 
 
+def _check_monitored(rollout: RolloutJob, template: Template) -> None:
+    """Raises a DataError for held-out problems without room for an answer, before any is asked."""
+    settings = rollout.settings.monitor
+    if settings is not None and rollout.monitored is not None:
+        problems = heldout_problems(rollout.monitored).head(settings.max_problems)
+        longest = rollout.engine.max_model_len
+        prompts_of(problems, template, max_model_len=longest, place="rollout.monitor")
+
+
 @contextmanager
 def _monitoring(
     job: TrainJob, rollout: RolloutJob, engine: Engine, graders: AnswerPool, template: Template
@@ -241,13 +253,9 @@ def _monitoring(
                 AnswerPool(rollout.settings.reward_workers, rollout.settings.reward_deadline_s,
                            reward=settings.reward)
             )  # fmt: skip
-        problems = heldout_problems(rollout.monitored).head(settings.max_problems)
-        # Refused now, not after the first weights have been exchanged.
-        longest = rollout.engine.max_model_len
-        prompts_of(problems, template, max_model_len=longest, place="rollout.monitor")
         yield Monitor(
             settings=settings,
-            problems=problems,
+            problems=heldout_problems(rollout.monitored),
             engine=engine,
             graders=graders,
             template=template,

@@ -6,13 +6,15 @@ import polars as pl
 from torch import nn
 
 from megatron_reason.curation.base import StageContext, build_stage
+from megatron_reason.engine.checkpoint import load_weights
+from megatron_reason.engine.checkpoint_folder import best_of
 from megatron_reason.engine.prepass import batch_for, score_sequences
-from megatron_reason.engine.startup import load_model, make_trainable, parallel_world
+from megatron_reason.engine.startup import Trainable, load_model, make_trainable, parallel_world
 from megatron_reason.errors import GenerationError
 from megatron_reason.files import atomic_path, write_json
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import Template, load_template
-from megatron_reason.logs import progress
+from megatron_reason.logs import get_logger, progress
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import Frozen, build_method
 from megatron_reason.schema.records import Finish, Message
@@ -20,12 +22,15 @@ from megatron_reason.schema.tables import Kind, read_table
 from megatron_reason.schema.topology import Topology
 from megatron_reason.training.exporting import exported
 from megatron_reason.training.jobs import EntropyJob, Job, StageJob, TrainJob
+from megatron_reason.training.loop import CHECKPOINTS
 from megatron_reason.training.offline import train
 from megatron_reason.training.online import train_online
 
 ENTROPY_TABLE = "entropy.parquet"
 HUGGINGFACE = "huggingface"
+BEST = "huggingface_best"
 STAGE_RESULT = "result.json"
+_LOG = get_logger(__name__)
 
 
 def run_job(job: Job) -> None:
@@ -51,6 +56,24 @@ def _train(job: TrainJob) -> None:
         )
         if is_done:
             exported(job, trainable, job.output / HUGGINGFACE).write()
+            _export_best(job, trainable)
+
+
+def _export_best(job: TrainJob, trainable: Trainable) -> None:
+    """The best checkpoint's weights, where the run was told to keep one."""
+    keep = job.train.checkpoint.keep
+    if keep.best is None:
+        return
+    best = best_of(job.output / CHECKPOINTS, keep)
+    if best is None:
+        _LOG.warning(
+            "no checkpoint has a value of '%s', so there is no best one: let "
+            "train.checkpoint.every be a multiple of where it is measured", keep.best,
+        )  # fmt: skip
+        return
+    load_weights(trainable, best)
+    exported(job, trainable, job.output / BEST).write()
+    _LOG.info("%s by '%s' is in %s", best.name, keep.best, job.output / BEST)
 
 
 def _reference(job: TrainJob, topology: Topology) -> nn.Module | None:

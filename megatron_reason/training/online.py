@@ -134,6 +134,7 @@ class Announcer:
                 box[1] = error
             except OSError as error:
                 box[1] = of_system(error)
+                box[1].__cause__ = error
         if self._group is not None:
             dist.broadcast_object_list(box, src=0, group=self._group)
         if box[1] is not None:

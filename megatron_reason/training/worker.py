@@ -6,6 +6,7 @@ must come after `platform.cpu()` was entered. Not here: how workers are started 
 
 import argparse
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import warnings
 from pathlib import Path
 
 from megatron_reason import platform
-from megatron_reason.errors import StoppedError
+from megatron_reason.errors import StoppedError, of_system
 from megatron_reason.logs import get_logger, setup_logging
 
 
@@ -36,6 +37,11 @@ def main() -> None:
             # Started by `-m`, this module is called __main__.
             get_logger("megatron_reason.training.worker").info("%s", wish)
             sys.exit(wish.exit_code)
+        except OSError as error:
+            # Without a file it may be a peer that went away, whose own words say more.
+            if error.filename is None and error.errno != errno.ENOSPC:
+                raise
+            raise of_system(error) from error
 
 
 def _die_with_launcher() -> None:

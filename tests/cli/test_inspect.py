@@ -21,6 +21,17 @@ def test_plug_ins_are_listed_and_each_can_be_shown(kind, name):
         assert mreason("show", kind.removesuffix("s"), each).output.strip()
 
 
+def test_methods_are_listed_with_formula_source_and_needs():
+    listed = mreason("list", "methods").output
+    names = json.loads(mreason("list", "methods", "--json").output)
+    for what in ("Loss. ", "Source: ", "Needs: "):
+        assert listed.count(f"    {what}") == len(names)
+    assert "L = mean -log p(x_t) over truths + alpha mean" in listed
+    assert "Source: SRFT (arXiv 2506.19767)" in listed
+    assert "Needs: demo, negative." in listed
+    assert "Data." not in listed
+
+
 def test_show_prints_needs_and_documented_settings():
     shown = mreason("show", "method", "oxa").output
     assert "arXiv 2603.16206" in shown

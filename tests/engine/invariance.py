@@ -141,12 +141,9 @@ def samples() -> list[TokenizedSample]:
     return drawn
 
 
-def reordered(drawn: list[TokenizedSample], name: str, mode: str) -> list[TokenizedSample]:
-    """The samples backwards, in all ways to cut micro-batches but the first.
-
-    Clip-Cov keeps their order: its random choice is over tokens in the order of the samples.
-    """
-    return drawn if name == "Clip-Cov" or mode == next(iter(BATCHES)) else drawn[::-1]
+def reordered(drawn: list[TokenizedSample], mode: str) -> list[TokenizedSample]:
+    """The samples backwards, in all ways to cut micro-batches but the first."""
+    return drawn if mode == next(iter(BATCHES)) else drawn[::-1]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def compare(
         # What four ranks have of their own is no matter of packing: the two extremes do.
         modes = list(invariance.BATCHES.items())
         for mode, batch in modes if world_size < 4 else (modes[0], modes[-1]):
-            order = invariance.reordered(drawn, name, mode)
+            order = invariance.reordered(drawn, mode)
             measured = world.measure(learner, batch, order, scratch)
             if measured is None:
                 continue

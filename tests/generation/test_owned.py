@@ -8,7 +8,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import EngineDiedError, GenerationError
 from megatron_reason.generation import vllm_engine
 from megatron_reason.generation.vllm_engine import VllmEngine
+from megatron_reason.training.actor import Actor
 from tests.generation.test_child import is_alive
 from tools.make_tiny_model import make_tiny_model
 
@@ -142,6 +145,35 @@ def test_finished_prompts_are_not_asked_again(engine: VllmEngine, home: Path):
             # Answers that were sent before the death may still be read.
             time.sleep(0.2)
     assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_whether_it_answers_can_be_asked(
+    engine: VllmEngine, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine.is_healthy()
+    os.kill(engine.pid, signal.SIGKILL)
+    assert engine.is_open, "nobody has noticed"
+    assert not engine.is_healthy()
+    assert not engine.is_open
+    engine.restart(EngineDiedError("it", "died.", "-"))
+    assert engine.is_healthy()
+    hung = engine.pid
+    order(home, "hang in Ping")
+    monkeypatch.setattr(vllm_engine, "_PING_TIMEOUT_S", 1.0)
+    assert not engine.is_healthy()
+    assert not is_alive(hung)
+
+
+def test_an_actor_starts_an_engine_again_that_died_during_the_updates(
+    engine: VllmEngine, folders: list[Path]
+) -> None:
+    actor = Actor(cast(Any, None), engine, None, ThreadPoolExecutor(1), sleeps=False)
+    actor.rouse()
+    first = engine.pid
+    os.kill(first, signal.SIGKILL)
+    actor.rouse()
+    assert engine.pid != first
+    assert engine.score([[1, 2]]) == [[told(folders[0])]]
 
 
 def test_death_between_calls_is_survived(engine: VllmEngine, folders: list[Path]):

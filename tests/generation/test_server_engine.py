@@ -430,10 +430,15 @@ def test_one_of_two_servers_is_killed_in_a_sync_and_both_have_the_next(
     assert {one.policy_version for row in engine.generate(PROMPTS, DRAWN) for one in row} == {8}
 
 
-def test_a_server_that_hangs_is_started_again(engine: ServerEngine, server: Server) -> None:
-    assert engine.is_open
+def test_a_server_that_hangs_between_two_steps_is_started_again_and_refilled(
+    engine: ServerEngine, server: Server, model: torch.nn.Module
+) -> None:
+    engine.update_weights(buckets(model, 0.8), version=9)
+    assert engine.is_healthy()
     child = server.child()
     os.killpg(child, signal.SIGSTOP)
+    assert not engine.is_healthy()
+    assert engine.is_open, "they are asked again once they answer"
     url = f"http://127.0.0.1:{server.port}"
     deadline = time.monotonic() + PATIENCE_S + 240
     # Its children are none for a moment.
@@ -441,6 +446,12 @@ def test_a_server_that_hangs_is_started_again(engine: ServerEngine, server: Serv
         assert time.monotonic() < deadline, "it still hangs"
         time.sleep(0.5)
     assert server.child() != child
+    # It has the weights of its folder now.
+    engine.refill = lambda: engine.update_weights(buckets(model, 0.8), version=9)
+    assert {one.policy_version for row in engine.generate(PROMPTS, DRAWN) for one in row} == {9}
+    engine.refill = None
+    assert gap(model, 0.8, engine.score(PROMPTS)) < 0.2
+    engine.load_weights(engine._folder)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from megatron_reason.engine.frozen import whole_batch
+from megatron_reason.engine.packing import pack
 from megatron_reason.ops.token_stats import token_stats_from_logits
-from megatron_reason.schema.batch import Role
+from megatron_reason.schema.batch import GlobalTokens, Role, TokenizedSample, TokenStats
 from megatron_reason.schema.method import TrainState, create_method
 from megatron_reason.schema.topology import Topology
 from tests import fixture_f, golden
@@ -86,3 +87,35 @@ def test_it_says_how_many_tokens_were_chosen() -> None:
 
 def test_only_rollouts_are_needed() -> None:
     assert create_method("cov").required().roles == {Role.ROLLOUT}
+
+
+def test_the_random_choice_does_not_feel_the_order_of_the_sequences() -> None:
+    """Each of many tokens that qualify has the same chance, whatever stands before it."""
+    counts = [40, 3, 25, 60]
+    names = [f"p{i}/0" for i in range(4)]
+    found: list[set[tuple[str, int]]] = []
+    chosen_of: list[int] = []
+    for update in range(50):
+        for order in ((0, 1, 2, 3), (2, 0, 3, 1)):
+            whole = made_of([names[i] for i in order], [counts[i] for i in order])
+            method = create_method("cov", cov_low=-1e9, cov_high=1e9, clip_fraction=0.1)
+            rows = method.coefficients(whole, TrainState(update, 99)).nonzero()[:, 0].tolist()
+            places = [(names[i], at) for i in order for at in range(counts[i])]
+            found.append({places[row] for row in rows})
+        assert found[-1] == found[-2]
+        assert len(found[-1]) == 12
+        chosen_of += [sum(name == names[3] for name, _ in found[-1])]
+    assert found[0] != found[2], "another choice in every update"
+    assert sum(chosen_of) / (50 * 12) == pytest.approx(60 / 128, abs=0.08)
+
+
+def made_of(names: list[str], counts: list[int]) -> GlobalTokens:
+    """Sequences of so many tokens each."""
+    samples = [
+        TokenizedSample(name, Role.ROLLOUT, (1,) * (count + 1), 1, advantage=1.0,
+                        old_logprobs=(-1.0,) * count)
+        for name, count in zip(names, counts, strict=True)
+    ]  # fmt: skip
+    batch = pack(samples)
+    value_T = torch.full((batch.num_tokens,), -1.0, dtype=torch.float64)
+    return whole_batch([batch], [TokenStats(value_T, value_T.abs())], samples, Topology())

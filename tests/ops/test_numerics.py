@@ -185,6 +185,9 @@ def sure_tokens_on_a_rank(rank: int, world_size: int) -> None:
         oracle = token_stats_from_logits(exact, target, backend="reference")
         (expected,) = torch.autograd.grad(unlikelihood(oracle, slice(0, 64)).sum(), exact)
         stats = token_stats(hidden, head, target, tp_group=group, vocab_size=V)
+        error_T = (stats.logprob_T.double() - oracle.logprob_T).abs()
+        # Distances of 10 to 20 to the largest logit are rounded, too.
+        assert (error_T <= 16 * EPS * oracle.logprob_T.abs()).all(), rest
         in_two_passes = unlikelihood(stats, slice(0, 64)).sum()
         in_one, _ = streamed_loss(
             hidden, head, target, unlikelihood, tp_group=group, vocab_size=V,
@@ -197,6 +200,29 @@ def sure_tokens_on_a_rank(rank: int, world_size: int) -> None:
             if group is not None:
                 dist.all_gather_object(every, found)
             assert torch.equal(every[0], every[-1])
+
+
+@pytest.mark.parametrize("rest", [1e-2, 1e-4, 1e-6])
+def test_a_divergence_from_the_same_or_a_near_policy_has_its_digits_next_to_certainty(
+    rest: float,
+) -> None:
+    others = normal(16, V - 1)
+    others += math.log(rest / (1 - rest)) - torch.logsumexp(others, dim=1, keepdim=True)
+    logits = torch.nn.functional.pad(others, (1, 0)).float()
+    target = torch.zeros(16, dtype=torch.int64)
+    same = token_stats_from_logits(logits, target, reference_logits=logits.clone())
+    assert same.kl_ref_T is not None
+    assert same.kl_ref_T.abs().max() <= EPS * rest
+    near = logits + normal(16, V).float() * 0.1 * (torch.arange(V) > 0)
+    found, exact = (
+        token_stats_from_logits(z, target, reference_logits=ref, backend=backend).kl_ref_T
+        for z, ref, backend in (
+            (logits, near, "torch"), (logits.double(), near.double(), "reference")
+        )
+    )  # fmt: skip
+    assert found is not None
+    assert exact is not None
+    assert (found.double() - exact).abs().max() <= 64 * EPS * rest
 
 
 def test_unlikelihood_has_its_digits_next_to_certainty() -> None:

@@ -123,6 +123,30 @@ def test_chunking_and_saving_do_not_change_gradients(
     assert torch.autograd.gradcheck(run, (hidden, weight))
 
 
+@pytest.mark.parametrize(("num_saved", "num_multiplied_again"), [(0, 11), (2, 5), (4, 0)])
+def test_as_many_chunks_are_saved_as_the_budget_allows(
+    num_saved: int, num_multiplied_again: int
+) -> None:
+    """Four chunks of at most three of eleven tokens."""
+    # It loads Triton, and the tests of the kernels choose how before that.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    hidden, weight = torch.randn(11, 6, dtype=torch.float64), torch.randn(9, 6, dtype=torch.float64)
+    target = torch.arange(11) % 9
+    found: list[tuple[torch.Tensor, ...]] = []
+    for budget in (num_saved * 3 * 9 * 8, 2**30):
+        leaf = hidden.clone().requires_grad_()
+        options = HeadOptions(tokens_per_chunk=3, saved_logits_bytes=budget)
+        stats = token_stats(leaf, weight, target, options=options)
+        with FlopCounterMode(display=False) as counter:
+            (grad,) = torch.autograd.grad(blend(stats), leaf)
+        found.append((stats.logprob_T, grad))
+        if budget < 2**30:
+            assert counter.get_total_flops() == 2 * 9 * 6 * (11 + num_multiplied_again)
+    for some, everything in zip(*found, strict=True):
+        assert torch.equal(some, everything)
+
+
 def test_gradients_of_given_logits() -> None:
     logits = fixture_f.LOGITS.clone().requires_grad_()
 

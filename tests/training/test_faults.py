@@ -154,6 +154,18 @@ def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(tmp_path: Path) 
     assert json.loads((kept / files.STATE).read_text())["update"] == len(losses(output))
 
 
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    job = write_job(tmp_path, output, train=short(updates=2))
+    (output / "metrics.jsonl").mkdir()
+    process = launch(job, output)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"PlatformError  {output / 'metrics.jsonl'}" in text
+    assert "the same command goes on from the last checkpoint" in text
+    assert "Traceback" not in text
+
+
 def test_the_death_of_one_rank_ends_the_others_with_one_report(tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = launch(write_job(tmp_path, output), output, processes=4)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_reason.config.train import KeepConfig
 from megatron_reason.schema.batch import Role, TokenizedSample
 from megatron_reason.schema.method import TrainState, build_method
 from tests.distributed import spawn
@@ -105,6 +106,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             update={"engine": job.rollout.engine.model_copy(update=engine)}
         )
         jobs.append(job.model_copy(update={"rollout": asked}))
+    keep = KeepConfig(last=1, best="eval/sums/pass@1", best_is="highest")
+    best = make_job(folder, "best", "grpo", FEW, updates=6, rollout={"monitor": MONITOR}, every=2)
+    saving = best.train.checkpoint.model_copy(update={"keep": keep})
+    train = best.train.model_copy(update={"checkpoint": saving})
+    jobs.append(best.model_copy(update={"train": train}))
     jobs.append(make_job(folder, "learns", "grpo", learns, updates=24, rollout={"max_tokens": 1}))
     spawn(run_all, 1, jobs)
     return folder
@@ -337,6 +343,16 @@ def test_the_same_engine_measures_heldout_problems(folder: Path):
     assert rows[1]["train/grad_norm"] == metrics(folder / "grpo")[0]["train/grad_norm"]
 
 
+def test_the_best_checkpoint_by_the_monitor_stays(folder: Path):
+    assert not error_of(folder / "best")
+    name = "eval/sums/pass@1"
+    found = {row["step"]: row[name] for row in metrics(folder / "best") if name in row}
+    assert list(found) == [0, 2, 4, 6]
+    best = max((2, 4, 6), key=lambda step: found[step])
+    kept = {path.name for path in (folder / "best/checkpoints").glob("iter_*")}
+    assert kept == {f"iter_{step:07d}" for step in (best, 6)}
+
+
 def test_a_group_of_one_member_is_reinforced_by_its_reward(folder: Path):
     assert not error_of(folder / "single")
     for update in range(2):
@@ -403,16 +419,25 @@ def test_every_layout_makes_the_same_updates(folder: Path):
             assert rollouts(job.output, step) == rollouts(folder / "grpo", step)
 
 
-def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path):
-    """Rollouts and losses, with prompts waiting in the pool, over two pipeline stages."""
+RESUMED = {
+    "relift": ({"max_response_length": 8, "burst_size": 3}, {}),
+    "chord": ({"demos_per_update": 3, "decay_updates": 10, "max_response_length": 8}, {}),
+    "grpo": ({"drop_equal_groups": True}, {"order": "table"}),
+}
+"""With prompts that wait in a pool; with stored demonstrations and a schedule; with refills."""
+
+
+@pytest.mark.parametrize("method", RESUMED)
+def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path, method: str):
+    """Rollouts and losses, over two pipeline stages."""
     make_data(tmp_path)
-    settings = {
-        "prompts_per_update": 2, "rollouts_per_prompt": 2, "max_response_length": 8,
-        "burst_size": 3,
-    }  # fmt: skip
+    settings, rollout = RESUMED[method]
+    settings = {"prompts_per_update": 2, "rollouts_per_prompt": 2} | settings
     stages = {"pipeline_model_parallel_size": 2}
     whole, broken = (
-        make_job(tmp_path, name, "relift", settings, updates=14, parallel=stages, every=3)
+        make_job(
+            tmp_path, name, method, settings, updates=14, rollout=rollout, parallel=stages, every=3
+        )
         for name in ("whole", "broken")
     )
     spawn(run_all, 2, [whole])
@@ -428,4 +453,11 @@ def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path):
         assert twin.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
     for left, right in zip(metrics(whole.output), metrics(broken.output), strict=True):
         assert left["pool/hard"] == right["pool/hard"]
-    assert any("groups/burst_demos" in row for row in metrics(whole.output))
+    rows = metrics(whole.output)
+    if method == "relift":
+        assert any("groups/burst_demos" in row for row in rows)
+    elif method == "chord":
+        roles = Counter(sample.role for sample in one_update(whole.output, 13)[0])
+        assert roles[Role.DEMO] == 3
+    else:
+        assert any(row["groups/refills"] for row in rows)

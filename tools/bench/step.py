@@ -6,9 +6,9 @@ Trains SmolLM2-135M on generated problems with `mreason run`, once with the roll
 by its own weights and once one step ahead, and prints the time line that each run logged. Behind
 it vLLM alone: a plain script with `vllm.LLM`, the same lengths, memory and cores, which answers the
 same prompts in the same batches, without seeds, log-probs or grading; twice by `llm.chat`, text in
-and out, and twice by `llm.generate` on token ids, without a tokenizer. The learning rate is so
-small that all answer with the same weights. First steps are left out on both sides. Goes to
-`tools/bench/results/`.
+and out, twice by `llm.generate` on token ids, without a tokenizer, and twice so in one process. The
+learning rate is so small that all answer with the same weights. First steps are left out on both
+sides. Goes to `tools/bench/results/`.
 """
 
 import argparse
@@ -33,8 +33,11 @@ MAX_MODEL_LEN, MAX_NUM_SEQS, KV_CACHE_MB = 640, 64, 512
 MOMENTS = ("rollout", "grade", "prepass", "train", "sync", "wait", "step")
 AHEAD = {"together": 0, "ahead": 1}
 """Steps ahead of each variant."""
-PEERS = ("text", "ids")
-"""What vLLM alone is given and gives back."""
+PEERS: dict[str, dict[str, str]] = {
+    "text": {}, "ids": {}, "ids, in one process": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+}  # fmt: skip
+"""What vLLM alone is given and gives back, and what it is started with: its core has a process of
+its own unless it is told otherwise, as our engine tells it."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def alone(scratch: Path, prompts: list[list[str]], peer: str, chosen: argparse.N
     command = [sys.executable, __file__, "--rollouts", str(chosen.rollouts), "--max-tokens"]
     command += [str(chosen.max_tokens), "--asked", str(asked), "--found", str(found)]
     command += ["--peer", peer]
-    subprocess.run(command, check=True, env=os.environ | engine_environment())
+    subprocess.run(command, check=True, env=os.environ | engine_environment() | PEERS[peer])
     return float(json.loads(found.read_text(encoding="utf-8")))
 
 
@@ -139,7 +142,7 @@ def answer(chosen: argparse.Namespace) -> None:
 
     from megatron_reason.models.sources import resolve_model
 
-    folder, is_ids = resolve_model("smollm2-135m", ROOT / "models"), chosen.peer == "ids"
+    folder, is_ids = resolve_model("smollm2-135m", ROOT / "models"), chosen.peer != "text"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     llm = LLM(
         str(folder), dtype="bfloat16", max_model_len=MAX_MODEL_LEN, max_num_seqs=MAX_NUM_SEQS,
@@ -199,7 +202,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=160)
-    parser.add_argument("--peer", choices=PEERS, default="text", help=argparse.SUPPRESS)
+    parser.add_argument("--peer", choices=[*PEERS], default="text", help=argparse.SUPPRESS)
     parser.add_argument("--asked", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -215,7 +218,7 @@ def main() -> None:
             for rows in batches(trainings["together"])
         ]
         plain: dict[str, list[float]] = {peer: [] for peer in PEERS}
-        for peer in PEERS * 2:
+        for peer in [*PEERS] * 2:
             plain[peer].append(alone(scratch, asked, peer, chosen))
         lines = [time_line(variant, folder) for variant, folder in trainings.items()]
     about = (

@@ -1,5 +1,6 @@
 """Time and memory of the token statistics against other ways to get them, as ratios in one run.
 
+    python tools/bench/token_stats.py --all
     python tools/bench/token_stats.py --tokens 1024 --dtype float32 --rounds 3
     torchrun --nproc-per-node 2 tools/bench/token_stats.py --tokens 1024
 
@@ -8,8 +9,9 @@ Three tasks: `head` (hidden states to both statistics and back, cotangents for b
 the same inputs; rounds are interleaved; on a CPU the figure is the median of CPU seconds of one
 thread per rank, because machines are shared, on a GPU of wall seconds. Memory is the peak beyond
 what is resident before the call, of which the gradients every implementation must return are shown
-apart. The floor is the products alone, the faster of torch's and ours, timed in the same rounds. A
-peer in `token_stats_peers.py` counts for the ratio if it gives the entropy's gradient, as all there
+apart. The floor is what nobody can do without, timed in the same rounds: the products alone, the
+faster of torch's and ours, or from logits one pass that reads and writes them. A peer in
+`token_stats_peers.py` counts for the ratio if it gives the entropy's gradient, as all there
 do. Writes JSON and a table to `tools/bench/results/`. Sizes default to SmolLM2's head on a CPU, and
 to Qwen2.5-7B's on a GPU.
 """
@@ -18,6 +20,8 @@ import argparse
 import ctypes
 import gc
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +29,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
+from itertools import product as product_of
 from pathlib import Path
 from statistics import median
 
+import token_stats_summary
 import torch
 import torch.distributed as dist
-from token_stats_peers import PEERS, WHOLE_VOCABULARY_ONLY, HeadPeer, Pair, Peer, liger
+from token_stats_peers import PEERS, WHOLE_VOCABULARY_ONLY, HeadPeer, Pair, Peer, head_peers
 from torch import Tensor
 
 from megatron_reason import platform
@@ -42,6 +48,8 @@ from megatron_reason.schema.batch import TokenStats
 RESULTS = Path(__file__).parent / "results"
 KEEP_ALL = HeadOptions(saved_logits_bytes=2**40)
 FORWARD = HeadOptions(tokens_per_chunk=512)
+FLOORS = {"head": "products", "forward": "product", "logits": "pass"}
+"""What nobody can do without, by task: a part of the names of the measurements of it."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chunk", type=int, default=4096 if on_gpu else 512)
+    parser.add_argument("--all", action="store_true", help="every case of docs/token_stats.md")
     parser.add_argument("--only", default="", help="measure only tasks and names containing this")
     arguments = parser.parse_args()
+    if arguments.all:
+        measure_all(arguments.rounds)
+        return
     if not on_gpu:
         torch.set_num_threads(1)
     with joined_ranks(), platform.cpu():
@@ -107,6 +119,22 @@ def main() -> None:
         rows = measure(chosen, arguments.rounds)
         if dist.get_rank() == 0:
             report(rows, arguments)
+
+
+def measure_all(rounds: int) -> None:
+    """Every case on a CPU, each in processes of its own, and what the page shows of them.
+
+    In bfloat16 a second chunk costs a float32 sum of the head's gradient, which is as large as the
+    logits of 1,024 tokens: so many are one chunk.
+    """
+    for tokens, dtype, ranks in product_of((1024, 2048), ("float32", "bfloat16"), (1, 2)):
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        chunk = 1024 if (tokens, dtype) == (1024, "bfloat16") else 512
+        sizes = ["--tokens", str(tokens), "--dtype", dtype, "--rounds", str(rounds)]
+        sizes += ["--chunk", str(chunk)]
+        start = launcher if ranks > 1 else []
+        subprocess.run([sys.executable, *start, __file__, *sizes], check=True)
+    token_stats_summary.main()
 
 
 @contextmanager
@@ -142,9 +170,14 @@ def make_case(arguments: argparse.Namespace) -> Case:
 
 def implementations(case: Case, chunk: int) -> dict[tuple[str, str], Run]:
     """Every implementation by task and name; names of ours begin with `own`."""
+    logits = case.hidden @ case.weight.T
+    copy = logits.clone()
     runs = {
         ("floor", "torch's products"): Run(partial(products, case, torch.mm)),
         ("floor", "own products"): Run(partial(products, case, product)),
+        ("floor", "torch's product"): Run(partial(one_product, case, torch.mm)),
+        ("floor", "own product"): Run(partial(one_product, case, product)),
+        ("floor", "a pass over logits"): Run(partial(one_pass, copy)),
     }
     stream = HeadOptions(tokens_per_chunk=chunk)
     recompute = HeadOptions(saved_logits_bytes=0, tokens_per_chunk=chunk)
@@ -152,9 +185,7 @@ def implementations(case: Case, chunk: int) -> dict[tuple[str, str], Run]:
         runs["head", name] = Run(partial(from_head, case, partial(own_stats, case, options)))
     runs["head", "own, streamed"] = Run(partial(own_streamed, case, stream))
     runs["forward", "own"] = Run(partial(forward_only, case, partial(own_stats, case, FORWARD)))
-    logits = case.hidden @ case.weight.T
     runs["logits", "own"] = Run(partial(from_logits, case, logits, own_logits))
-    copy = logits.clone()
     overwritten = partial(from_logits, case, copy, partial(own_logits, overwrite=True))
     runs["logits", "own, overwriting"] = Run(overwritten, lambda: copy.copy_(logits))
     for name, peer in PEERS.items():
@@ -164,11 +195,11 @@ def implementations(case: Case, chunk: int) -> dict[tuple[str, str], Run]:
         runs["head", name] = Run(partial(from_head, case, whole))
         runs["forward", name] = Run(partial(forward_only, case, whole))
         runs["logits", name] = Run(partial(from_logits, case, logits, peer))
-    fused = liger()
-    if fused is not None and case.group is None:
-        whole = partial(fused_stats, case, fused)
-        runs["head", "Liger"] = Run(partial(from_head, case, whole))
-        runs["forward", "Liger"] = Run(partial(forward_only, case, whole))
+    for name, fused in head_peers().items():
+        if fused is not None and case.group is None:
+            whole = partial(fused_stats, case, fused)
+            runs["head", name] = Run(partial(from_head, case, whole))
+            runs["forward", name] = Run(partial(forward_only, case, whole))
     return runs
 
 
@@ -237,6 +268,18 @@ def products(case: Case, multiply: Callable[[Tensor, Tensor], Tensor]) -> list[T
     return [multiply(logits, case.weight), multiply(logits.T, case.hidden)]
 
 
+def one_product(case: Case, multiply: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """The product that statistics alone need."""
+    multiply(case.hidden, case.weight.T)
+    return []
+
+
+def one_pass(logits: Tensor) -> list[Tensor]:
+    """Read the logits and write as many numbers in their place."""
+    logits.neg_()
+    return []
+
+
 def measure(runs: dict[tuple[str, str], Run], rounds: int) -> list[Row]:
     """Peak memory in a first round, then median seconds of interleaved rounds."""
     rows: list[Row] = []
@@ -302,23 +345,14 @@ def resident_mib(*, reset: bool) -> float:
 
 def report(rows: list[Row], arguments: argparse.Namespace) -> None:
     """Print and store every row, with ratios to the fastest peer of its task and to the floor."""
-    floor = min((row.seconds for row in rows if row.task == "floor"), default=0.0)
     title = (
         f"T = {arguments.tokens}, D = {arguments.width}, V = {arguments.vocab}, "
         f"{arguments.dtype}, TP = {dist.get_world_size()}, {platform.device().type}, chunks of "
         f"{arguments.chunk} tokens"
     )
-    lines = [
-        f"### {title}", "",
-        "| task | implementation | ms | x fastest peer | x floor | extra MiB | gradients MiB |"
-        " x that peer's extra | with gradients |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for task in ("floor", "head", "forward", "logits"):
-        mine = [row for row in rows if row.task == task]
-        best = min((r for r in mine if not r.is_own), key=lambda r: r.seconds, default=None)
-        for row in sorted(mine, key=lambda r: r.seconds):
-            lines.append(line_of(row, best or row, floor))
+    lines = lines_of(rows, title)
+    if absent := [name for name, peer in head_peers().items() if peer is None]:
+        lines += ["", f"Not installed: {', '.join(absent)}."]
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
     stem = (
@@ -334,16 +368,39 @@ def report(rows: list[Row], arguments: argparse.Namespace) -> None:
         (RESULTS / f"{stem}.md").write_text("\n".join(lines) + "\n")
 
 
-def line_of(row: Row, best: Row, floor: float) -> str:
+def lines_of(rows: list[Row], title: str) -> list[str]:
+    """The table."""
+    floors = {
+        task: min((r.seconds for r in rows if r.task == "floor" and name in r.name), default=0.0)
+        for task, name in FLOORS.items()
+    }
+    lines = [
+        f"### {title}", "",
+        "| task | implementation | ms | x fastest peer | x floor | extra MiB | gradients MiB |"
+        " x that peer's extra | with gradients |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for task in ("floor", "head", "forward", "logits"):
+        mine = [row for row in rows if row.task == task]
+        peers = [row for row in mine if not row.is_own and task != "floor"]
+        best = min(peers, key=lambda r: r.seconds, default=None)
+        lines += [
+            line_of(row, best, floors.get(task, 0.0))
+            for row in sorted(mine, key=lambda r: r.seconds)
+        ]
+    return lines
+
+
+def line_of(row: Row, best: Row | None, floor: float) -> str:
     """One line of the table; `best` is the fastest peer at the same task."""
-    extra = row.peak_mib / best.peak_mib if best.peak_mib else 0.0
-    whole = (row.peak_mib + row.gradients_mib) / max(best.peak_mib + best.gradients_mib, 1e-9)
-    by_floor = f"{row.seconds / floor:.2f}" if floor and row.task in ("floor", "head") else ""
-    return (
-        f"| {row.task} | {row.name} | {row.seconds * 1e3:.0f} | {row.seconds / best.seconds:.2f} "
-        f"| {by_floor} | {row.peak_mib:.0f} | {row.gradients_mib:.0f} | {extra:.2f} "
-        f"| {whole:.2f} |"
-    )
+    taken = [f"{row.seconds * 1e3:.0f}", "", f"{row.seconds / floor:.2f}" if floor else ""]
+    memory = [f"{row.peak_mib:.0f}", f"{row.gradients_mib:.0f}", "", ""]
+    if best is not None:
+        taken[1] = f"{row.seconds / best.seconds:.2f}"
+        memory[2] = f"{row.peak_mib / best.peak_mib if best.peak_mib else 0.0:.2f}"
+        whole = max(best.peak_mib + best.gradients_mib, 1e-9)
+        memory[3] = f"{(row.peak_mib + row.gradients_mib) / whole:.2f}"
+    return f"| {' | '.join([row.task, row.name, *taken, *memory])} |"
 
 
 if __name__ == "__main__":

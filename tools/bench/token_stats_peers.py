@@ -46,6 +46,11 @@ def nemo_style(logits: Tensor, target: Tensor, group: Any) -> Pair:  # noqa: ANN
     return _NemoStyleLogprob.apply(logits, target, group), _NemoStyleEntropy.apply(logits, group)
 
 
+def verl_fused_style(hidden: Tensor, weight: Tensor, target: Tensor) -> Pair:
+    """Head and both statistics by chunks of tokens, each computed again backwards."""
+    return _VerlFusedStyle.apply(hidden, weight, target)
+
+
 def liger() -> HeadPeer | None:
     """Liger's fused linear scaled cross-entropy with entropy, if the package can be imported."""
     if importlib.util.find_spec("liger_kernel") is None:
@@ -60,6 +65,11 @@ def liger() -> HeadPeer | None:
         return -nll, entropy
 
     return stats
+
+
+def head_peers() -> dict[str, HeadPeer | None]:
+    """Peers that multiply by the head themselves, on one rank; None where a package is absent."""
+    return {"verl fused style": verl_fused_style, "Liger": liger()}
 
 
 PEERS: dict[str, Peer] = {
@@ -138,6 +148,41 @@ class _VerlStyleEntropy(torch.autograd.Function):
         logits, softmax, mean = ctx.saved_tensors
         inner = logits - mean
         return inner.mul_(softmax).mul_(-grads[0][:, None]), None
+
+
+class _VerlFusedStyle(torch.autograd.Function):
+    CHUNK = 512
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor):  # noqa: ANN205, ANN401
+        ctx.save_for_backward(hidden, weight, target)
+        logprobs: list[Tensor] = []
+        entropies: list[Tensor] = []
+        for part, wanted in zip(hidden.split(_VerlFusedStyle.CHUNK),
+                                target.split(_VerlFusedStyle.CHUNK), strict=True):  # fmt: skip
+            logits = (part @ weight.T).float()
+            prob, logprob = logits.softmax(dim=-1), logits.log_softmax(dim=-1)
+            logprobs.append(logprob.gather(1, wanted[:, None])[:, 0])
+            entropies.append(logits.logsumexp(dim=-1) - (prob * logits).sum(dim=-1))
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):  # noqa: ANN205, ANN401
+        hidden, weight, target = ctx.saved_tensors
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for begin in range(0, len(hidden), _VerlFusedStyle.CHUNK):
+            rows = slice(begin, begin + _VerlFusedStyle.CHUNK)
+            logits = (hidden[rows] @ weight.T).float()
+            prob, logprob = logits.softmax(dim=-1), logits.log_softmax(dim=-1)
+            entropy = logits.logsumexp(dim=-1, keepdim=True)
+            entropy = entropy - (prob * logits).sum(dim=-1, keepdim=True)
+            one_hot = torch.zeros_like(logits).scatter_(1, target[rows, None], 1)
+            grad = grads[0][rows, None] * (one_hot - prob)
+            grad += prob * (logprob + entropy) * -grads[1][rows, None]
+            grad = grad.to(hidden.dtype)
+            grad_hidden[rows] = grad @ weight
+            grad_weight += grad.T @ hidden[rows]
+        return grad_hidden, grad_weight, None
 
 
 class _NemoStyleLogprob(torch.autograd.Function):

@@ -4,7 +4,7 @@ T tokens, D hidden width, V vocabulary columns of this rank, R pieces that the c
 Not here: how they are launched, and the maths itself, whose definition is `ops/rows.py`.
 """
 # Triton's own calling convention: pointers and sizes one by one, types known only to its compiler.
-# ruff: noqa: ANN001, ANN202, PLR0913
+# ruff: noqa: ANN001, ANN202, PLR0913, PLR0915
 # pyright: reportMissingParameterType=false
 
 import triton
@@ -59,7 +59,7 @@ def partial_stats(
     top = tl.zeros((tokens,), wide) + lowest
     total = tl.zeros((tokens,), wide)
     others, moment, square, picked = total, total, total, total
-    ref_top, ref_total, ref_moment = top, total, total
+    ref_top, ref_total, ref_moment, ref_others, ref_picked = top, total, total, total, total
     end = tl.minimum((piece + 1) * columns_per_piece, num_columns)
     for begin in range(piece * columns_per_piece, end, columns):
         column = (begin + tl.arange(0, columns)).to(tl.int64)
@@ -78,25 +78,33 @@ def partial_stats(
             )  # fmt: skip
             new_ref_top = tl.maximum(ref_top, tl.max(ref, 1))
             ref_shifted = ref - new_ref_top[:, None]
-            ref_total = ref_total * tl.exp(ref_top - new_ref_top)
-            ref_total += tl.sum(tl.exp(ref_shifted), 1)
+            ref_weights, ref_old = tl.exp(ref_shifted), tl.exp(ref_top - new_ref_top)
+            is_target = column[None, :] == wanted[:, None]
+            ref_picked += tl.sum(tl.where(is_target & (ref_weights > 0), ref, 0.0), 1)
+            ref_others *= ref_old
+            ref_others += tl.sum(tl.where(is_target, 0.0, ref_weights), 1)
+            ref_total = ref_old * ref_total + tl.sum(ref_weights, 1)
             ref_moment = old * (ref_moment + total * (ref_top - new_ref_top))
             ref_moment += tl.sum(weights * tl.where(weights > 0, ref_shifted, 0.0), 1)
             ref_top = new_ref_top
         moment = old * (moment + total * (top - new_top)) + tl.sum(weights * shifted, 1)
         square = old * old * square + tl.sum(weights * weights, 1)
         total = old * total + tl.sum(weights, 1)
-        is_wanted = column[None, :] == wanted[:, None]
+        # The target of another shard may have the number of a column that is masked here.
+        is_wanted = (column[None, :] == wanted[:, None]) & (column < num_columns)[None, :]
         picked += tl.sum(tl.where(is_wanted, logits, 0.0), 1)
         others = old * others + tl.sum(tl.where(is_wanted, 0.0, weights), 1)
         top = new_top
     # Where every logit is -inf nothing has weight, and the log of 1 stands in for that of 0.
     divisor = tl.where(total > 0, total, 1.0)
     # Next to a target that has nearly all, the sum of the others has the digits, not 1 + it.
-    is_top = (wanted >= piece * columns_per_piece) & (wanted < end) & (picked == top)
+    is_here = (wanted >= piece * columns_per_piece) & (wanted < end)
+    is_top = is_here & (picked == top)
     log_sum = tl.where(total > 0, tl.where(is_top, _log1p(others), tl.log(divisor)), float("-inf"))
     is_ref = ref_total > 0
-    ref_log_sum = tl.where(is_ref, tl.log(tl.where(is_ref, ref_total, 1.0)), float("-inf"))
+    ref_log_sum = tl.log(tl.where(is_ref, ref_total, 1.0))
+    ref_log_sum = tl.where(is_here & (ref_picked == ref_top), _log1p(ref_others), ref_log_sum)
+    ref_log_sum = tl.where(is_ref, ref_log_sum, float("-inf"))
     entropy = tl.where(total > 0, log_sum - moment / divisor, 0.0)
     kl = tl.where(total > 0, ref_log_sum - ref_moment / divisor - entropy, 0.0)
     stride = num_pieces * num_tokens
