@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 2 tools/bench/token_stats.py --tokens 1024
 
 Three tasks: `head` (hidden states to both statistics and back, cotangents for both), `forward`
-(no gradients), and `logits` (the same as `head` from logits that exist). Every implementation gets
+(no gradients), and `logits` (the same as `head` from logits that exist); and `log-prob`, `head`
+without entropies, where a peer that has none is installed. Every implementation gets
 the same inputs; rounds are interleaved; on a CPU the figure is the median of CPU seconds of one
 thread per rank, because machines are shared, on a GPU of wall seconds. Memory is the peak beyond
 what is resident before the call, of which the gradients every implementation must return are shown
@@ -36,7 +37,16 @@ from statistics import median
 import token_stats_summary
 import torch
 import torch.distributed as dist
-from token_stats_peers import PEERS, WHOLE_VOCABULARY_ONLY, HeadPeer, Pair, Peer, head_peers
+from token_stats_peers import (
+    PEERS,
+    WHOLE_VOCABULARY_ONLY,
+    HeadPeer,
+    LogprobPeer,
+    Pair,
+    Peer,
+    head_peers,
+    logprob_peers,
+)
 from torch import Tensor
 
 from megatron_reason import platform
@@ -48,7 +58,7 @@ from megatron_reason.schema.batch import TokenStats
 RESULTS = Path(__file__).parent / "results"
 KEEP_ALL = HeadOptions(saved_logits_bytes=2**40)
 FORWARD = HeadOptions(tokens_per_chunk=512)
-FLOORS = {"head": "products", "forward": "product", "logits": "pass"}
+FLOORS = {"head": "products", "log-prob": "products", "forward": "product", "logits": "pass"}
 """What nobody can do without, by task: a part of the names of the measurements of it."""
 
 
@@ -200,6 +210,11 @@ def implementations(case: Case, chunk: int) -> dict[tuple[str, str], Run]:
             whole = partial(fused_stats, case, fused)
             runs["head", name] = Run(partial(from_head, case, whole))
             runs["forward", name] = Run(partial(forward_only, case, whole))
+    present = {name: peer for name, peer in logprob_peers().items() if peer is not None}
+    if present and case.group is None:
+        runs["log-prob", "own"] = Run(partial(own_streamed, case, stream, logprob_only=True))
+        for name, alone in present.items():
+            runs["log-prob", name] = Run(partial(logprob_from_head, case, alone))
     return runs
 
 
@@ -218,11 +233,13 @@ def own_logits(
     return stats.logprob_T, stats.entropy_T
 
 
-def own_streamed(case: Case, options: HeadOptions) -> list[Tensor]:
+def own_streamed(case: Case, options: HeadOptions, *, logprob_only: bool = False) -> list[Tensor]:
     """Our one-pass form."""
     hidden, weight = (t.detach().requires_grad_() for t in (case.hidden, case.weight))
 
     def token_loss(stats: TokenStats, rows: slice) -> Tensor:
+        if logprob_only:
+            return stats.logprob_T * case.grad_logprob[rows]
         return case.loss(stats.logprob_T, stats.entropy_T, rows)
 
     loss, _ = streamed_loss(
@@ -245,6 +262,13 @@ def from_head(case: Case, stats: Callable[[Tensor, Tensor], Pair]) -> list[Tenso
     """Forward and backward through a head."""
     hidden, weight = (t.detach().requires_grad_() for t in (case.hidden, case.weight))
     loss = case.loss(*stats(hidden, weight)).sum()
+    return list(torch.autograd.grad(loss, (hidden, weight)))
+
+
+def logprob_from_head(case: Case, peer: LogprobPeer) -> list[Tensor]:
+    """Forward and backward of log-probs alone."""
+    hidden, weight = (t.detach().requires_grad_() for t in (case.hidden, case.weight))
+    loss = (peer(hidden, weight, case.target) * case.grad_logprob).sum()
     return list(torch.autograd.grad(loss, (hidden, weight)))
 
 
@@ -351,8 +375,9 @@ def report(rows: list[Row], arguments: argparse.Namespace) -> None:
         f"{arguments.chunk} tokens"
     )
     lines = lines_of(rows, title)
-    if absent := [name for name, peer in head_peers().items() if peer is None]:
-        lines += ["", f"Not installed: {', '.join(absent)}."]
+    offered = head_peers() | logprob_peers()
+    if absent := [name for name, peer in offered.items() if peer is None]:
+        lines += ["", f"Not here: {', '.join(absent)}."]
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
     stem = (
@@ -380,7 +405,7 @@ def lines_of(rows: list[Row], title: str) -> list[str]:
         " x that peer's extra | with gradients |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for task in ("floor", "head", "forward", "logits"):
+    for task in ("floor", "head", "forward", "logits", "log-prob"):
         mine = [row for row in rows if row.task == task]
         peers = [row for row in mine if not row.is_own and task != "floor"]
         best = min(peers, key=lambda r: r.seconds, default=None)

@@ -17,6 +17,7 @@ from torch import Tensor
 Pair = tuple[Tensor, Tensor]
 Peer = Callable[[Tensor, Tensor, Any], Pair]
 HeadPeer = Callable[[Tensor, Tensor, Tensor], Pair]
+LogprobPeer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def log_softmax(logits: Tensor, target: Tensor, group: Any) -> Pair:  # noqa: ANN401, ARG001
@@ -52,8 +53,8 @@ def verl_fused_style(hidden: Tensor, weight: Tensor, target: Tensor) -> Pair:
 
 
 def liger() -> HeadPeer | None:
-    """Liger's fused linear scaled cross-entropy with entropy, if the package can be imported."""
-    if importlib.util.find_spec("liger_kernel") is None:
+    """Liger's fused linear scaled cross-entropy with entropy, if there are package and GPU."""
+    if importlib.util.find_spec("liger_kernel") is None or not torch.cuda.is_available():
         return None
     found = importlib.import_module("liger_kernel.ops.fused_linear_scaled_cross_entropy")
     function = found.LigerFusedLinearScaledCrossEntropyFunction
@@ -65,6 +66,38 @@ def liger() -> HeadPeer | None:
         return -nll, entropy
 
     return stats
+
+
+def apple_cce() -> LogprobPeer | None:
+    """Apple's fused linear cross-entropy, if the package can be imported; compiled on a CPU."""
+    if importlib.util.find_spec("cut_cross_entropy") is None:
+        return None
+    function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+
+    def logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        impl = "cce" if hidden.is_cuda else "torch_compile"
+        return -function(hidden, weight, target, reduction="none", filter_eps=None, impl=impl)
+
+    return logprob
+
+
+def liger_cross_entropy() -> LogprobPeer | None:
+    """Liger's fused linear cross-entropy, if there are the package and a GPU."""
+    if importlib.util.find_spec("liger_kernel") is None or not torch.cuda.is_available():
+        return None
+    found = importlib.import_module("liger_kernel.ops.fused_linear_cross_entropy")
+    function = found.LigerFusedLinearCrossEntropyFunction
+
+    def logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        loss, *_ = function.apply(hidden, weight, target, None, None, -100, 0.0, 0.0, "none")
+        return -loss
+
+    return logprob
+
+
+def logprob_peers() -> dict[str, LogprobPeer | None]:
+    """Peers that give no entropy, on one rank; None where a package or its device is absent."""
+    return {"Apple CCE": apple_cce(), "Liger FLCE": liger_cross_entropy()}
 
 
 def head_peers() -> dict[str, HeadPeer | None]:
