@@ -27,9 +27,9 @@ def serve(
 ) -> None:
     """Serve the model of a run with vLLM, for runs with engine.name: vllm-server.
 
-    Lengths, memory and log-probs are those of the run's section `engine`. Ends with SIGTERM or
-    Ctrl-C, and with SIGUSR1 so that job scripts queue it again; a server that dies or hangs is
-    started again.
+    Lengths and memory are those of the run's section `engine`; log-probs are always those of the
+    distribution that is sampled from. Ends with SIGTERM or Ctrl-C, and with SIGUSR1 so that job
+    scripts queue it again; a server that dies or hangs is started again.
 
     Example: mreason serve examples/quickstart_cpu/rl.yaml --port 8000 --register runs/servers
     """

@@ -9,6 +9,7 @@ import secrets
 import socket
 import struct
 import threading
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -39,25 +40,29 @@ class BucketServer:
     """Offers buckets, each in one of a few places, until a place is filled anew.
 
     Args:
-        host: this machine's address, as the engines' machines reach it.
+        hosts: this machine's addresses, as the engines' machines reach it; it listens at the only
+            one, or at all that the machine has.
         places: buckets that may be offered at once.
     """
 
-    def __init__(self, host: str, places: int) -> None:
-        self._host = host
+    def __init__(self, hosts: Collection[str], places: int) -> None:
+        host = next(iter(hosts)) if len(set(hosts)) == 1 else ""
         self._token = secrets.token_hex(_TOKEN_BYTES)
         self._memory = [torch.empty(0, dtype=torch.uint8) for _ in range(places)]
         self._listener = socket.create_server((host, 0), backlog=64)
         threading.Thread(target=self._accept, name="buckets", daemon=True).start()
 
-    def offer(self, bucket: Bucket, number: int) -> Address:
+    def offer(self, bucket: Bucket, number: int) -> None:
         """Copy the tensors of a bucket to place `number`, from any device."""
         entries = [entry for entry, _ in bucket]
         if size_of(entries) > self._memory[number].numel():
             self._memory[number] = torch.empty(size_of(entries), dtype=torch.uint8)
         for place, (_, tensor) in zip(views(self._memory[number], entries), bucket, strict=True):
             place.copy_(tensor)
-        return Address(self._host, self._listener.getsockname()[1], self._token, number)
+
+    def address(self, host: str, number: int) -> Address:
+        """Of place `number`, for an engine that reaches this machine as `host`."""
+        return Address(host, self._listener.getsockname()[1], self._token, number)
 
     def close(self) -> None:
         """Offer nothing any more."""

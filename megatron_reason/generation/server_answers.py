@@ -14,8 +14,16 @@ from megatron_reason.schema.records import Finish
 
 GENERATE = "inference/v1/generate"
 """Where token ids are asked and answered."""
+RESET = "reset_prefix_cache"
+"""Where keys and values of prompts are forgotten."""
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+class Reset(BaseModel):
+    """Of a cache."""
+
+    success: bool
 
 
 class Told(BaseModel):

@@ -4,15 +4,15 @@ Requests go to whichever server has room. Token ids go out and come back; every 
 weights it was made, and one made by others than ours counts as a death, because a server that
 started again in the meantime has the weights of its folder. Any failure of any server, and any
 answer that cannot be read, ends the request; `OwnedEngine` then waits until all answer again,
-refills them, and asks for what is missing. Not here: the servers (`vllm_server.py`), their side of
-the weights (`vllm_transfer.py`), the form of answers (`server_answers.py`).
+refills them, and asks for what is missing. Not here: the servers (`vllm_server.py`), how they are
+asked (`servers.py`), their side of the weights (`vllm_transfer.py`), the form of answers
+(`server_answers.py`).
 """
 
 import secrets
-import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Queue
@@ -31,21 +31,18 @@ from megatron_reason.generation.hf_folder import vocabulary_fingerprint
 from megatron_reason.generation.owned import OwnedEngine, Request
 from megatron_reason.generation.server_answers import (
     GENERATE,
+    RESET,
     Answer,
     Choice,
-    Parsed,
+    Reset,
     ServerInfo,
-    parsed,
     response_of,
     scores_of,
-    unreadable,
 )
-from megatron_reason.generation.server_folder import registered
+from megatron_reason.generation.servers import Servers, finished
 from megatron_reason.generation.vllm_arguments import LOGPROBS
 from megatron_reason.logs import get_logger
 
-_POLL_S = 0.5
-_HEALTH_TIMEOUT_S = 5.0
 _PLACES = 2
 """One bucket is filled while the engines load the other."""
 
@@ -97,91 +94,62 @@ class ServerEngine(OwnedEngine):
         self._nonce = secrets.token_hex(4)
         self._label = ""
         self._bucket_server: BucketServer | None = None
-        self._is_open = False
+        self._trainer_seen_from: dict[str, str] = {}
+        self._opened: Servers | None = None
         self._start()
 
     @property
     def is_open(self) -> bool:
         """Whether it can be asked."""
-        return self._is_open
+        return self._opened is not None
 
     def is_healthy(self) -> bool:
         """Whether every server answers within half a minute."""
-        return self._is_open and not any(self._objection(url, 30.0) for url in self._urls)
+        return self._opened is not None and self._opened.are_healthy(30.0)
 
     def close(self) -> None:
         """Let go of the servers, which stay up."""
-        if not self._is_open:
+        if self._opened is None:
             return
-        self._is_open = False
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        self._opened.close()
+        self._opened = None
         if self._bucket_server is not None:
             self._bucket_server.close()
             self._bucket_server = None
 
+    @property
+    def _servers(self) -> Servers:
+        """Raises a GenerationError once this engine was closed."""
+        if self._opened is None:
+            raise GenerationError("vllm-server", "this engine was closed.", "Open a new one.")
+        return self._opened
+
     def _start(self) -> None:
-        deadline = time.monotonic() + self._config.start_timeout_s
-        self._urls = self._found(deadline)
-        connections = self._config.max_num_seqs * len(self._urls)
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(self._config.request_timeout_s, connect=10.0),
-            limits=httpx.Limits(max_connections=connections + len(self._urls)),
-        )
-        self._threads = ThreadPoolExecutor(connections, "server")
-        self._is_open = True
-        for url in self._urls:
-            self._await(url, deadline)
+        self._opened = Servers(self._config)
+        for url in self._opened.urls:
             self._check(url)
         self._exchange()
 
-    def _found(self, deadline: float) -> tuple[str, ...]:
-        """URLs of the servers, which may still be about to register."""
-        if self._config.servers:
-            return tuple(url.rstrip("/") for url in self._config.servers)
-        folder, wanted = Path(self._config.servers_folder or ""), self._config.num_servers
-        while True:
-            urls = registered(folder)
-            if len(urls) >= wanted:
-                return urls
-            if time.monotonic() > deadline:
-                raise EngineDiedError(
-                    str(folder),
-                    f"{len(urls)} of {wanted} servers have registered after "
-                    f"{self._config.start_timeout_s:.0f} s.",
-                    f"Start them: mreason serve CONFIG --register {folder}",
-                )
-            time.sleep(_POLL_S)
-
-    def _objection(self, url: str, timeout_s: float = _HEALTH_TIMEOUT_S) -> str | None:
-        """Why a server does not answer; None if it does."""
-        try:
-            answer = self._client.get(f"{url}/health", timeout=timeout_s)
-        except httpx.HTTPError as error:
-            return str(error) or type(error).__name__
-        return None if answer.is_success else "it is not healthy"
-
-    def _await(self, url: str, deadline: float) -> None:
-        while (what := self._objection(url)) is not None:
-            if time.monotonic() > deadline:
-                raise EngineDiedError(
-                    url,
-                    f"no server answered in {self._config.start_timeout_s:.0f} s ({what}).",
-                    "Look at its log; start it with: mreason serve CONFIG",
-                )
-            time.sleep(_POLL_S)
-
     def _check(self, url: str) -> None:
         """Refuse a server with other settings than ours."""
-        found = self._parsed(url, "server_info?config_format=json", None, ServerInfo).vllm_config
+        found = self._servers.parsed(
+            url, "server_info?config_format=json", None, ServerInfo
+        ).vllm_config
         self._check_vocabulary(url, Path(found.model.model))
         backend = None if found.transfer is None else found.transfer.backend
         settings: dict[str, tuple[object, object]] = {
             "max_model_len": (found.model.max_model_len, self._config.max_model_len),
             "weight transfer": (backend, TCP),
         }
+        sampler, theirs = LOGPROBS["sampler"], found.model.logprobs_mode
         if self._config.logprobs == "sampler":
-            settings["logprobs"] = (found.model.logprobs_mode, LOGPROBS["sampler"])
+            settings["logprobs"] = (theirs, sampler)
+        elif theirs == sampler:
+            _log.warning(
+                "%s tells log-probs of the distribution that it samples from, whatever "
+                "engine.logprobs says",
+                url,
+            )
         for name, (theirs, ours) in settings.items():
             if theirs != ours:
                 raise ConfigError(
@@ -218,8 +186,8 @@ class ServerEngine(OwnedEngine):
         given_up = Event()
         # One place of each server after the other: few jobs are spread over all servers, too.
         for _ in range(self._config.max_num_seqs):
-            for url in self._urls:
-                worker = self._threads.submit(
+            for url in self._servers.urls:
+                worker = self._servers.submit(
                     self._work, url, jobs, sampling, stop_token_ids, results, given_up
                 )
                 # What a worker cannot go on with, whatever it is, is raised by `_next`.
@@ -259,7 +227,7 @@ class ServerEngine(OwnedEngine):
                 result = results.get(timeout=self._config.request_timeout_s)
             except Empty:
                 raise EngineDiedError(
-                    ", ".join(self._urls),
+                    ", ".join(self._servers.urls),
                     f"no response was finished in {self._config.request_timeout_s:.0f} s.",
                     "Look at the servers' logs; raise engine.request_timeout_s if they are only "
                     "slow.",
@@ -272,7 +240,7 @@ class ServerEngine(OwnedEngine):
         self, url: str, job: _Job, sampling: SamplingConfig, stop_token_ids: tuple[int, ...]
     ) -> Completion:
         is_greedy = not sampling.temperature
-        (choice,) = self._parsed(url, GENERATE, {
+        (choice,) = self._servers.parsed(url, GENERATE, {
             "token_ids": job.ids,
             "sampling_params": {
                 "temperature": sampling.temperature,
@@ -285,7 +253,7 @@ class ServerEngine(OwnedEngine):
                 "logprobs": 0,
                 "detokenize": False,
             },
-        }, Answer).choices  # fmt: skip
+        }, Answer, read_timeout=False).choices  # fmt: skip
         ids, logprobs, finish = response_of(choice, url)
         self._check_label(url, choice)
         return Completion(ids, logprobs, finish, self._policy_version)
@@ -302,8 +270,9 @@ class ServerEngine(OwnedEngine):
             )
 
     def _score(self, sequences: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        urls = self._servers.urls
         futures = [
-            self._threads.submit(self._scored, self._urls[index % len(self._urls)], ids)
+            self._servers.submit(self._scored, urls[index % len(urls)], ids)
             for index, ids in enumerate(sequences)
         ]
         return [future.result() for future in futures]
@@ -311,7 +280,7 @@ class ServerEngine(OwnedEngine):
     def _scored(self, url: str, ids: tuple[int, ...]) -> list[float]:
         asked = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
         body = {"token_ids": ids, "sampling_params": asked}
-        answer = self._parsed(url, GENERATE, body, Answer)
+        answer = self._servers.parsed(url, GENERATE, body, Answer)
         self._check_label(url, answer.choices[0])
         return scores_of(answer, ids, url)
 
@@ -320,33 +289,36 @@ class ServerEngine(OwnedEngine):
         folder = {"weights_path": str(self._folder.resolve())}
         if self._config.sleep_mode:
             # A trainer that was killed while they slept left them so.
-            self._ask_all("wake_up", {})
+            self._servers.ask_all("wake_up", {})
         self._pause()
         # A trainer that was killed in a sync, or another server that was, left one half done.
-        self._ask_all("collective_rpc", {"method": "abandon_update"})
-        self._ask_all("collective_rpc", {"method": "reload_weights", "kwargs": folder})
-        self._ask_all("update_weight_version", {"new_version": label})
+        self._servers.ask_all("collective_rpc", {"method": "abandon_update"})
+        self._servers.ask_all("collective_rpc", {"method": "reload_weights", "kwargs": folder})
+        self._servers.ask_all("update_weight_version", {"new_version": label})
         self._settle(label)
 
     def _receive(self, buckets: Iterable[ArrivingBucket], version: int) -> None:
         if self._bucket_server is None:
-            url = httpx.URL(self._urls[0])
-            host = address_towards(url.host, url.port or 80)
-            self._bucket_server = BucketServer(host, _PLACES)
+            self._trainer_seen_from = {url: _address_towards(url) for url in self._servers.urls}
+            self._bucket_server = BucketServer(self._trainer_seen_from.values(), _PLACES)
         label = f"{self._nonce}-{version}"
         self._pause()
-        self._ask_all("start_weight_update", {})
+        self._servers.ask_all("start_weight_update", {})
         loading: deque[list[Future[Any]]] = deque()
         for number, arriving in enumerate(buckets):
             bucket = list(arriving)
             if len(loading) == _PLACES:
-                _finished(loading.popleft())
-            address = self._bucket_server.offer(bucket, number % _PLACES)
-            info = {"address": asdict(address), "entries": [asdict(entry) for entry, _ in bucket]}
-            loading.append(self._begin_all("update_weights", {"update_info": info}))
+                finished(loading.popleft())
+            self._bucket_server.offer(bucket, number % _PLACES)
+            entries = [asdict(entry) for entry, _ in bucket]
+            bodies: dict[str, dict[str, Any]] = {}
+            for url, host in self._trainer_seen_from.items():
+                address = self._bucket_server.address(host, number % _PLACES)
+                bodies[url] = {"update_info": {"address": asdict(address), "entries": entries}}
+            loading.append(self._servers.begin_all("update_weights", bodies))
         for futures in loading:
-            _finished(futures)
-        self._ask_all("finish_weight_update", {"weight_version": label})
+            finished(futures)
+        self._servers.ask_all("finish_weight_update", {"weight_version": label})
         self._settle(label)
 
     def _pause(self) -> None:
@@ -355,70 +327,28 @@ class ServerEngine(OwnedEngine):
         A server may still compute what an engine asked that gave up since; with weights that come
         bucket by bucket it would run into those that are not there.
         """
-        self._ask_all("pause?mode=abort", {})
+        self._servers.ask_all("pause?mode=abort", {})
 
     def _settle(self, label: str) -> None:
         """What has to follow every exchange of weights."""
-        self._ask_all("collective_rpc", {"method": "refresh_heads"})
+        self._servers.ask_all("collective_rpc", {"method": "refresh_heads"})
         # Keys and values of the old weights must not answer for the new ones.
-        self._ask_all("reset_prefix_cache", {})
-        self._ask_all("resume", {})
+        if not all(one.success for one in self._servers.parsed_all(RESET, {}, Reset)):
+            raise EngineDiedError(
+                ", ".join(self._servers.urls),
+                "a server could not empty its prefix cache, which has keys of other weights.",
+                "Look at its log.",
+            )
+        self._servers.ask_all("resume", {})
         self._label = label
 
     def _sleep(self) -> None:
-        self._ask_all("sleep?level=1", {})
+        self._servers.ask_all("sleep?level=1", {})
 
     def _wake(self) -> None:
-        self._ask_all("wake_up", {})
-
-    def _ask_all(self, path: str, body: Mapping[str, Any]) -> None:
-        _finished(self._begin_all(path, body))
-
-    def _begin_all(self, path: str, body: Mapping[str, Any]) -> list[Future[Any]]:
-        return [self._threads.submit(self._ask, url, path, body) for url in self._urls]
-
-    def _parsed(
-        self, url: str, path: str, body: Mapping[str, Any] | None, kind: type[Parsed]
-    ) -> Parsed:
-        """What a server answers, as `_ask` gets it.
-
-        Raises:
-            EngineDiedError: no answer, or one of another form.
-        """
-        return parsed(self._ask(url, path, body), kind, url, path)
-
-    def _ask(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:  # noqa: ANN401
-        """JSON that a server answers; without a body the request is a GET.
-
-        Raises:
-            EngineDiedError: no answer, or one that says that something is broken.
-            GenerationError: the server refuses the request.
-        """
-        if not self._is_open:
-            raise GenerationError(url, "this engine was closed.", "Open a new one.")
-        try:
-            if body is None:
-                answer = self._client.get(f"{url}/{path}")
-            else:
-                answer = self._client.post(f"{url}/{path}", json=body)
-        except httpx.HTTPError as error:
-            raise EngineDiedError(
-                url,
-                f"no answer to '{path}' ({type(error).__name__}: {error}).",
-                "Look at the server's log; the same command goes on where this one stopped.",
-            ) from error
-        if answer.is_success:
-            try:
-                return answer.json() if answer.content else None
-            except ValueError as error:
-                raise unreadable(url, path, f"no JSON: {answer.text[:200]!r}") from error
-        kind = EngineDiedError if answer.is_server_error else GenerationError
-        raise kind(url, f"'{path}' answered {answer.status_code}: {answer.text[:1500]}",
-                   "Look at the server's log.")  # fmt: skip
+        self._servers.ask_all("wake_up", {})
 
 
-def _finished(futures: Iterable[Future[Any]]) -> None:
-    """Wait for all, then raise what the first could not go on with."""
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:
-        raise errors[0]
+def _address_towards(url: str) -> str:
+    parts = httpx.URL(url)
+    return address_towards(parts.host, parts.port or (443 if parts.scheme == "https" else 80))

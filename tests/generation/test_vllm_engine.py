@@ -145,7 +145,7 @@ def test_new_weights_equal_a_fresh_engine(
         started_s = time.monotonic()
         with pytest.raises(EngineDiedError, match=r"exit code -9") as caught:
             fresh.generate(prompts * 50, SamplingConfig(samples_per_prompt=8, max_tokens=400))
-        assert time.monotonic() - started_s < 10
+        assert time.monotonic() - started_s < 60
         assert str(tmp_path / "vllm.log") in str(caught.value)
         with pytest.raises(GenerationError, match="closed"):
             fresh.generate(prompts, GREEDY)
