@@ -140,9 +140,20 @@ class HeadGradient:
         return grad_hidden_TD, grad_weight_VD
 
 
-def chunks_of(num_tokens: int, request: Request) -> list[slice]:
-    """Rows of each chunk; one empty chunk where there is no token."""
+def chunks_of(num_tokens: int, request: Request, summed: torch.dtype | None = None) -> list[slice]:
+    """Rows of each chunk; one empty chunk where there is no token.
+
+    Args:
+        num_tokens: all rows.
+        request: says how many tokens a chunk has.
+        summed: type of the gradient that is summed over chunks; None if there is none. Sums of
+            several chunks are wider than bfloat16 and outweigh the logits of a second chunk, so two
+            chunks are one.
+    """
     size = request.options.tokens_per_chunk
+    is_narrow = summed is not None and wide_dtype(summed) != summed
+    if is_narrow and not request.options.fp32_logits and num_tokens <= 2 * size:
+        size *= 2
     return [slice(i, min(i + size, num_tokens)) for i in range(0, max(num_tokens, 1), size)]
 
 
@@ -161,7 +172,9 @@ class _HeadStats(torch.autograd.Function):
         ref_head = None
         if ref_hidden_TD is not None and ref_weight_VD is not None:
             ref_head = ChunkedHead(ref_hidden_TD, ref_weight_VD, request)
-        for rows in chunks_of(len(target_T), request):
+        summed = hidden_TD.dtype if any(ctx.needs_input_grad[:2]) else None
+        ctx.chunks = chunks_of(len(target_T), request, summed)
+        for rows in ctx.chunks:
             budget -= head.num_bytes(rows)
             logits_CV = head.logits(rows, own_memory=budget >= 0)
             ref_CV = None if ref_head is None else ref_head.logits(rows)
@@ -208,7 +221,7 @@ class _HeadStats(torch.autograd.Function):
             )  # fmt: skip
             total.add(rows, grad_CV, is_live_T[rows])
 
-        for index, rows in enumerate(chunks_of(len(target_T), request)):
+        for index, rows in enumerate(ctx.chunks):
             add(index, rows)
         head.release()
         return *total.totals(), None, None, None, None

@@ -9,6 +9,8 @@ from torch import Tensor
 Clamp = Literal["official", "exact"]
 _OFFICIAL_MAX_LOGPROB = math.log1p(-1e-6)
 _LOG_HALF = math.log(0.5)
+_SMALLEST = 1e-30
+"""Its inverse, a gradient, is far from overflowing in float32."""
 
 
 def log1mexp(logprob_T: Tensor, clamp: Clamp = "official") -> Tensor:
@@ -17,7 +19,8 @@ def log1mexp(logprob_T: Tensor, clamp: Clamp = "official") -> Tensor:
     Args:
         logprob_T: [T] log-probabilities, nats, at most 0.
         clamp: `official` treats p above 1 - 1e-6 as that value, with zero gradient, as OXA's
-            released code does; `exact` bounds only p = 1 itself, at the dtype's resolution.
+            released code does; `exact` takes log-probabilities above -1e-30 for that value, so that
+            only p = 1 to all digits has no gradient.
 
     Returns:
         [T], same dtype; finite everywhere.
@@ -26,7 +29,7 @@ def log1mexp(logprob_T: Tensor, clamp: Clamp = "official") -> Tensor:
     """
     ceiling = _OFFICIAL_MAX_LOGPROB
     if clamp == "exact":
-        ceiling = -torch.finfo(logprob_T.dtype).eps / 4
+        ceiling = -max(_SMALLEST, torch.finfo(logprob_T.dtype).tiny)
     bounded_T = logprob_T.clamp(max=ceiling)
     is_small_T = bounded_T < _LOG_HALF
     # Each branch sees only arguments it is stable for, so that neither sends NaN backwards.

@@ -17,6 +17,8 @@ from megatron_reason.ops.vocab import RowStats, VocabShard
 
 _SLAB_ELEMENTS = 1 << 19
 """Logits worked on at once on a CPU: 2 MiB in float32, about a core's own cache."""
+_GPU_SLAB_ELEMENTS = 1 << 27
+"""The same on a GPU: 512 MiB in float32, so that no copy of all logits is ever made."""
 _SLAB_ROWS = 8
 """Rows worked on at once at least: a vocabulary may be large, and the loss has a price per call."""
 _NO_WEIGHT = -1e4
@@ -382,11 +384,11 @@ def _write(
 
 
 def _slabs(rows: RowLogits) -> Iterator[tuple[slice, RowLogits]]:
-    """Rows in pieces that a core's cache holds; all at once where there are thousands of cores."""
+    """Rows in pieces that a core's cache holds, or that a GPU's memory hardly feels."""
     num_rows, num_columns = rows.logits_TV.shape
-    size = max(num_rows, 1)
-    if rows.logits_TV.device.type == "cpu":
-        size = max(_SLAB_ROWS, _SLAB_ELEMENTS // max(num_columns, 1))
+    is_cpu = rows.logits_TV.device.type == "cpu"
+    elements = _SLAB_ELEMENTS if is_cpu else _GPU_SLAB_ELEMENTS
+    size = max(_SLAB_ROWS, elements // max(num_columns, 1))
     for begin in range(0, max(num_rows, 1), size):
         place = slice(begin, min(begin + size, num_rows))
         ref_TV = None if rows.ref_logits_TV is None else rows.ref_logits_TV[place]

@@ -87,7 +87,8 @@ class _StreamedLoss(torch.autograd.Function):
                 total.add(rows, chunk.logits_TV, is_live_C)
             return stats
 
-        parts = [stream(rows) for rows in chunks_of(len(target_T), request)]
+        summed = hidden_TD.dtype if any(ctx.needs_input_grad[:2]) else None
+        parts = [stream(rows) for rows in chunks_of(len(target_T), request, summed)]
         head.release()
         ctx.save_for_backward(*total.totals())
         whole = concatenated(parts)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from megatron_reason.errors import DataError
-from megatron_reason.ops.head import HeadGradient, head_stats, logits_stats
+from megatron_reason.ops.head import HeadGradient, chunks_of, head_stats, logits_stats
 from megatron_reason.ops.inputs import HeadOptions, Request
 from tests import fixture_f
 
@@ -65,3 +65,24 @@ def test_logits_that_may_be_overwritten_become_their_gradient_once() -> None:
     assert torch.equal(grads[0], grads[1])
     with pytest.raises(DataError, match="overwritten"):
         torch.autograd.grad(loss, leaf)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "summed", "fp32_logits", "sizes"),
+    [
+        (0, torch.bfloat16, False, [0]),
+        (4, torch.bfloat16, False, [4]),
+        (8, torch.bfloat16, False, [8]),
+        (9, torch.bfloat16, False, [4, 4, 1]),
+        (8, torch.bfloat16, True, [4, 4]),
+        (8, torch.float32, False, [4, 4]),
+        (8, None, False, [4, 4]),
+    ],
+)
+def test_two_chunks_are_one_where_their_sum_would_be_wider(
+    num_tokens: int, summed: torch.dtype | None, fp32_logits: bool, sizes: list[int]
+) -> None:
+    options = HeadOptions(tokens_per_chunk=4, fp32_logits=fp32_logits)
+    chunks = chunks_of(num_tokens, Request(None, None, 1.0, options), summed)
+    assert [rows.stop - rows.start for rows in chunks] == sizes
+    assert [rows.start for rows in chunks[1:]] == [rows.stop for rows in chunks[:-1]]

@@ -109,3 +109,32 @@ def every_rank_refuses(rank: int, world_size: int) -> None:
 
 def test_every_rank_refuses_before_any_collective() -> None:
     spawn(every_rank_refuses, 2, megatron=False)
+
+
+def one_rank_alone_is_wrong(rank: int, world_size: int) -> None:
+    """Every call raises on both ranks, and the next finds them in step."""
+    group = torch.distributed.group.WORLD
+    here = "rank\\(s\\) \\[1\\] of tp_group refuse"
+    for target, hidden, weight, own, others in (
+        (torch.tensor([0, 11, 2]), HIDDEN, WEIGHT, r"target\[1\]", here),
+        (TARGET, poisoned(math.nan), WEIGHT, r"hidden\[1, 2\]", here),
+        (TARGET, HIDDEN, WEIGHT.double(), "it is torch.float64", here),
+        (TARGET, HIDDEN, torch.tensor(1.0), "a floating-point matrix is needed", here),
+        (TARGET, HIDDEN, torch.zeros(7, 4), r"have \[6, 7\] vocabulary columns", None),
+        (TARGET[:2], HIDDEN[:2], WEIGHT, r"have \[3, 2\] tokens", None),
+    ):
+        mine = (hidden, weight, target) if rank else (HIDDEN, WEIGHT, TARGET)
+        with pytest.raises(DataError, match=own if rank else others or own):
+            token_stats(*mine, tp_group=group, vocab_size=11)
+    with pytest.raises(DataError, match=r"have \[6, 7\] vocabulary columns"):
+        token_stats_from_logits(torch.zeros(3, 6 + rank), TARGET, tp_group=group, vocab_size=11)
+    with pytest.raises(DataError, match="a floating-point matrix is needed" if rank else here):
+        token_stats_from_logits(
+            torch.zeros(3) if rank else torch.zeros(3, 6), TARGET, tp_group=group, vocab_size=11
+        )
+    stats = token_stats(HIDDEN, WEIGHT, TARGET, tp_group=group, vocab_size=11)
+    torch.testing.assert_close(stats.entropy_T, torch.full((3,), math.log(11)))
+
+
+def test_what_one_rank_refuses_every_rank_refuses() -> None:
+    spawn(one_rank_alone_is_wrong, 2, megatron=False)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megatron_reason.ops.logmath import log1mexp
+from megatron_reason.ops.token_stats import token_stats_from_logits
 
 
 def test_matches_the_definition_where_it_is_stable() -> None:
@@ -28,6 +29,20 @@ def test_official_clamp_has_zero_gradient_above_it_and_exact_does_not() -> None:
         log1mexp(logprob, clamp).sum().backward()
         assert logprob.grad is not None
         assert logprob.grad.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("margin", [16.0, 18.7, 18.8, 20.0, 40.0, 60.0])
+def test_exact_pushes_down_however_confident_the_model_is(margin: float) -> None:
+    """In float32: the loss is the margin less log 4, and the gradient of the right logit is p."""
+    logits = torch.zeros(1, 5)
+    logits[0, 0] = margin
+    logits.requires_grad_()
+    logprob = token_stats_from_logits(logits, torch.tensor([0])).logprob_T
+    loss = -log1mexp(logprob, "exact").sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(margin - math.log(4), abs=1e-5)
+    assert logits.grad is not None
+    assert logits.grad[0, 0].item() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_official_ceiling_is_the_golden_13_8155() -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from megatron_reason.ops.rows import Cotangents, RowLogits, row_gradient, row_stats
+from megatron_reason.ops.rows import Cotangents, RowLogits, _slabs, row_gradient, row_stats
 from megatron_reason.ops.vocab import VocabShard
 from tests import fixture_f
 from tests.ops.fixture_kl import REF_LOGITS
@@ -94,3 +94,16 @@ def test_gradient_may_overwrite_the_logits() -> None:
     inside = row_gradient(rows, WHOLE, stats, Cotangents(ONES, ONES), 0.7, out=rows.logits_TV)
     assert inside is rows.logits_TV
     assert torch.equal(inside, apart)
+
+
+def test_off_the_cpu_no_more_than_half_a_gibibyte_of_probabilities_exists_at_once() -> None:
+    """Shapes of a 7B model's batch, without memory."""
+    logits = torch.empty(32768, 151936, device="meta", dtype=torch.bfloat16)
+    rows = RowLogits(logits, torch.empty(32768, device="meta", dtype=torch.int64))
+    places, end = [place for place, _ in _slabs(rows)], 0
+    for place in places:
+        assert place.start == end
+        end = place.stop
+        assert (place.stop - place.start) * 151936 * 4 <= 2**29
+    assert end == 32768
+    assert len(places) < 50, "large enough to keep it busy"

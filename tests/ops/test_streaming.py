@@ -108,7 +108,7 @@ def counted_collectives(rank: int, world_size: int) -> None:
             with torch.profiler.profile() as forward:
                 loss, _ = streamed_loss(
                     live, head, target, token_loss, tp_group=dist.group.WORLD, vocab_size=11,
-                    options=HeadOptions(tokens_per_chunk=size),
+                    options=HeadOptions(tokens_per_chunk=size, check=False),
                 )  # fmt: skip
             with torch.profiler.profile() as backward:
                 loss.backward()

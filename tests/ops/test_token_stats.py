@@ -1,3 +1,5 @@
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -189,16 +191,18 @@ def test_the_reference_gets_no_gradient() -> None:
 def counted_collectives(rank: int, world_size: int) -> None:
     case, target = head_case()
     rows = slice(rank * 6, rank * 6 + 6)
-    for reference in (None, (case["ref_hidden"], case["ref_weight"][rows])):
+    frozen = (case["ref_hidden"], case["ref_weight"][rows])
+    for reference, check in itertools.product((None, frozen), (True, False)):
         hidden = case["hidden"].clone().requires_grad_()
         with torch.profiler.profile() as forward:
             stats = token_stats(
                 hidden, case["weight"][rows], target, tp_group=dist.group.WORLD, vocab_size=11,
-                options=TINY_CHUNKS, extras=EXTRAS, reference=reference,
+                options=replace(TINY_CHUNKS, check=check), extras=EXTRAS, reference=reference,
             )  # fmt: skip
         with torch.profiler.profile() as backward:
             blend(stats).backward()
-        assert collectives(forward) == {"c10d::allgather_": 1}
+        # That the ranks agree on what they refuse takes a small one more.
+        assert collectives(forward) == {"c10d::allgather_": 1 + check}
         assert collectives(backward) == {"c10d::allreduce_": 1}
 
 

@@ -50,6 +50,8 @@ from token_stats_peers import (
 from torch import Tensor
 
 from megatron_reason import platform
+from megatron_reason.ops.head import chunks_of
+from megatron_reason.ops.inputs import Request
 from megatron_reason.ops.products import product
 from megatron_reason.ops.streaming import streamed_loss
 from megatron_reason.ops.token_stats import HeadOptions, token_stats, token_stats_from_logits
@@ -57,7 +59,7 @@ from megatron_reason.schema.batch import TokenStats
 
 RESULTS = Path(__file__).parent / "results"
 KEEP_ALL = HeadOptions(saved_logits_bytes=2**40)
-FORWARD = HeadOptions(tokens_per_chunk=512)
+FORWARD = HeadOptions()
 FLOORS = {"head": "products", "log-prob": "products", "forward": "product", "logits": "pass"}
 """What nobody can do without, by task: a part of the names of the measurements of it."""
 
@@ -132,16 +134,10 @@ def main() -> None:
 
 
 def measure_all(rounds: int) -> None:
-    """Every case on a CPU, each in processes of its own, and what the page shows of them.
-
-    In bfloat16 a second chunk costs a float32 sum of the head's gradient, which is as large as the
-    logits of 1,024 tokens: so many are one chunk.
-    """
+    """Every case on a CPU, each in processes of its own, and what the page shows of them."""
     for tokens, dtype, ranks in product_of((1024, 2048), ("float32", "bfloat16"), (1, 2)):
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        chunk = 1024 if (tokens, dtype) == (1024, "bfloat16") else 512
         sizes = ["--tokens", str(tokens), "--dtype", dtype, "--rounds", str(rounds)]
-        sizes += ["--chunk", str(chunk)]
         start = launcher if ranks > 1 else []
         subprocess.run([sys.executable, *start, __file__, *sizes], check=True)
     token_stats_summary.main()
@@ -369,10 +365,12 @@ def resident_mib(*, reset: bool) -> float:
 
 def report(rows: list[Row], arguments: argparse.Namespace) -> None:
     """Print and store every row, with ratios to the fastest peer of its task and to the floor."""
+    asked = Request(None, None, 1.0, HeadOptions(tokens_per_chunk=arguments.chunk))
+    first = chunks_of(arguments.tokens, asked, getattr(torch, arguments.dtype))[0]
     title = (
         f"T = {arguments.tokens}, D = {arguments.width}, V = {arguments.vocab}, "
         f"{arguments.dtype}, TP = {dist.get_world_size()}, {platform.device().type}, chunks of "
-        f"{arguments.chunk} tokens"
+        f"{first.stop} tokens"
     )
     lines = lines_of(rows, title)
     offered = head_peers() | logprob_peers()
