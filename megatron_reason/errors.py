@@ -34,6 +34,8 @@ class ReasonError(Exception):
 
     exit_code = 1
     """What the program ends with."""
+    on_every_rank = False
+    """Whether all ranks of a run raise it at the same point, and may still finish work together."""
 
     def __init__(self, where: str, what: str, way_out: str) -> None:
         super().__init__(where, what, way_out)

@@ -128,7 +128,7 @@ def _grpo() -> list[Case]:
              published("grpo", clip_high=0.28, mean="seq_mean_token_mean"), batch,
              -0.0258061931),
         Case("grpo with k3", published("grpo", kl_weight=0.001), batch, -0.024362118878,
-             means={"train/kl": 0.0215266897}),
+             means={"policy/kl_ref": 0.0215266897}),
         Case("dr.grpo",
              published("grpo", divide_by_std=False, mean="seq_mean_token_sum_norm", **fourth),
              centred, -0.0070389644),

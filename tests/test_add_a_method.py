@@ -1,4 +1,4 @@
-"""Follows docs/add_a_method.md to the letter."""
+"""Takes the file and the settings of docs/add_a_method.md as they stand there."""
 
 import os
 import re

@@ -52,8 +52,9 @@ class KeepConfig(Strict):
     every: int | None = Field(default=None, ge=1)
     """Those after a multiple of so many updates; None keeps no further ones."""
     best: str | None = None
-    """The one with the best mean of this metric since the checkpoint before, e.g. train/loss; at
-    the end its weights are in `huggingface_best`."""
+    """The one with the best mean of this metric since the checkpoint before, e.g. train/loss; of a
+    metric `eval/...`, the one with the best value, measured at that very update. At the end its
+    weights are in `huggingface_best`."""
     best_is: Literal["lowest", "highest"] = "lowest"
     """Which value of that metric is best."""
 

@@ -18,9 +18,11 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from torch import Tensor
 
 from megatron_reason.engine import checkpoint_folder as files
+from megatron_reason.engine.moments import inner_optimizers
 from megatron_reason.engine.startup import Trainable
 from megatron_reason.errors import CheckpointError
 from megatron_reason.files import read_json
@@ -28,12 +30,12 @@ from megatron_reason.logs import get_logger
 
 _LOG = get_logger(__name__)
 Value = TypeVar("Value")
-_ADAMW_STEP = "adamw_step"
+_ADAMW_STEPS = "adamw_steps"
 _SHARDING = "sharding"
 _LAYOUT = "layout"
 _PORTABLE, _BY_BUCKET = "fully_reshardable", "dp_reshardable"
 _FLOAT32_STATES = 3
-"""Main weight, first and second moment."""
+"""Main weight, first and second moment: Megatron stores all three for every set of moments."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,19 @@ def load_latest(
 
     Raises:
         CheckpointError: the checkpoint belongs to a run with other settings (the message names
-            which), or every one is damaged.
+            which), another version wrote it, or every one is damaged.
     """
     found = _newest_undamaged(folder, trainable)
     if found is None:
         return None
     stored = read_json(found / files.STATE)
-    adamw_step: int | None = stored.pop(_ADAMW_STEP)
+    if missing := [key for key in (_ADAMW_STEPS, _SHARDING, _LAYOUT) if key not in stored]:
+        raise CheckpointError(
+            str(found),
+            f"its {files.STATE} lacks {', '.join(missing)}: another version wrote it.",
+            "Go on with that version, or remove the folder to begin anew.",
+        )
+    adamw_steps: list[int | None] = stored.pop(_ADAMW_STEPS)
     sharding, layout = stored.pop(_SHARDING), stored.pop(_LAYOUT)
     progress = Progress(**stored)
     if sharding == _BY_BUCKET and layout != _layout(trainable):
@@ -93,13 +101,13 @@ def load_latest(
             f"this checkpoint was made with another {', '.join(differing)}.",
             "Use the settings it was made with, or remove the folder to begin anew.",
         )
-    _make_optimizer_state(trainable)
     sharded = _sharded_state(trainable, sharding, is_loading=True)
     state = cast(dict[str, Any], dist_checkpointing.load(sharded, str(found)))
     trainable.model.module.load_state_dict(state["model"])
-    parts = _parts(state["optimizer"], trainable)
-    for optimizer, part in zip(_optimizers(trainable), parts, strict=True):
-        _load_optimizer(optimizer, part, sharding, adamw_step)
+    for index, name in _each_moments(trainable):
+        parts = _parts(state[name], trainable)
+        for optimizer, part in zip(inner_optimizers(trainable.optimizer), parts, strict=True):
+            _load_optimizer(optimizer, part, sharding, adamw_steps[index])
     if trainable.topology.rank == 0:
         # What interrupted the save, or damaged a newer one, may have left another name there.
         files.point_to(folder, progress.update)
@@ -116,21 +124,24 @@ def load_weights(trainable: Trainable, checkpoint: Path) -> None:
 
 def stored_state(trainable: Trainable, *, portable: bool) -> dict[str, Any]:
     """Model and optimizer as Megatron stores them; `portable` ones fit any layout."""
-    if not _adamw_states(trainable):
-        _make_optimizer_state(trainable)
     state = _sharded_state(trainable, _sharding(portable=portable), is_loading=False)
-    # On ranks that hold no gathered states nothing is left, and Megatron warns that they differ.
-    parts = state.pop("optimizer").items()
-    kept = {key: part for key, part in parts if not (isinstance(part, dict) and not part)}
-    return state | ({"optimizer": kept} if kept else {})
+    for _, name in _each_moments(trainable):
+        # Where no gathered states are held nothing is left, and Megatron warns that ranks differ.
+        parts = state.pop(name).items()
+        kept = {key: part for key, part in parts if not (isinstance(part, dict) and not part)}
+        state |= {name: kept} if kept else {}
+    return state
 
 
 def train_state(trainable: Trainable, progress: Progress, *, portable: bool) -> dict[str, Any]:
     """What `train_state.json` holds."""
-    steps = [int(state["step"]) for state in _adamw_states(trainable)]
+    steps = [
+        max((int(state["step"]) for state in _adamw_states(trainable)), default=None)
+        for _ in _each_moments(trainable)
+    ]
     return {
         **asdict(progress),
-        _ADAMW_STEP: max(steps, default=None),
+        _ADAMW_STEPS: steps,
         _SHARDING: _sharding(portable=portable),
         _LAYOUT: _layout(trainable),
     }
@@ -139,8 +150,9 @@ def train_state(trainable: Trainable, progress: Progress, *, portable: bool) -> 
 def checkpoint_bytes(trainable: Trainable) -> int:
     """Bytes a checkpoint takes at most, to a few per cent; the same on every rank."""
     # Experts are replicated over fewer ranks than the rest; counting them so counts too much.
+    states = 4 * _FLOAT32_STATES * trainable.moments.number
     mine = sum(
-        parameter.numel() * (parameter.element_size() + 4 * _FLOAT32_STATES)
+        parameter.numel() * (parameter.element_size() + states)
         for parameter in trainable.model.parameters()
         if trainable.topology.is_first_copy or not getattr(parameter, "allreduce", True)
     )
@@ -215,22 +227,26 @@ def _layout(trainable: Trainable) -> str:
     return f"TP {topology.tp_size} x PP {topology.pp_size}"
 
 
-def _optimizers(trainable: Trainable) -> list[Any]:
-    return getattr(trainable.optimizer, "chained_optimizers", [trainable.optimizer])
+def _each_moments(trainable: Trainable) -> Iterator[tuple[int, str]]:
+    """Each set of moments in turn, in use meanwhile, and the name of what is stored of it."""
+    for index in range(trainable.moments.number):
+        with trainable.moments.each(index):
+            yield index, f"optimizer_{index}" if index else "optimizer"
 
 
 def _adamw_states(trainable: Trainable) -> list[dict[str, Tensor]]:
-    """States of torch's AdamW that count steps.
+    """States of torch's AdamW that count steps, of the moments in use.
 
     The optimizers of Transformer Engine and apex count per parameter group.
     """
-    states = [state for o in _optimizers(trainable) for state in o.optimizer.state.values()]
+    inner = inner_optimizers(trainable.optimizer)
+    states = [state for one in inner for state in one.optimizer.state.values()]
     return [state for state in states if "step" in state]
 
 
 def _make_optimizer_state(trainable: Trainable) -> None:
-    """Create the moments, which AdamW makes in its first step; weights stay as they are."""
-    for optimizer in _optimizers(trainable):
+    """Create the moments in use, which AdamW makes in its first step; weights stay as they are."""
+    for optimizer in inner_optimizers(trainable.optimizer):
         groups = optimizer.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group in groups:
@@ -251,11 +267,22 @@ def _sharded_state(trainable: Trainable, sharding: str, *, is_loading: bool) -> 
         "chained_optim_avoid_prefix": True,
     }
     model: Any = trainable.model.module
-    model_state = model.sharded_state_dict()
-    with _without_gaps(trainable):
-        optimizer_state = trainable.optimizer.sharded_state_dict(
-            model_state, is_loading=is_loading, metadata=metadata
-        )
+    state: dict[str, Any] = {"model": model.sharded_state_dict()}
+    for index, name in _each_moments(trainable):
+        if is_loading or not _adamw_states(trainable):
+            _make_optimizer_state(trainable)
+        with _without_gaps(trainable):
+            state[name] = trainable.optimizer.sharded_state_dict(
+                state["model"], is_loading=is_loading, metadata=metadata
+            )
+        _tidy(state[name], trainable, sharding)
+        if index:
+            add_prefix_for_sharding(state[name], f"{name}.")
+    return state
+
+
+def _tidy(optimizer_state: dict[Any, Any], trainable: Trainable, sharding: str) -> None:
+    """Drop what Megatron would warn of, or what would not fit another layout."""
     for part in _parts(optimizer_state, trainable):
         # Ranks that hold no gathered states say None, and Megatron warns that they differ.
         if part["param_state"] is None:
@@ -265,7 +292,6 @@ def _sharded_state(trainable: Trainable, sharding: str, *, is_loading: bool) -> 
             # chains: another number of them on another layout could not read it.
             for name in part.keys() - {"param_state"}:
                 del part[name]
-    return {"model": model_state, "optimizer": optimizer_state}
 
 
 @contextmanager
@@ -295,5 +321,5 @@ def _without_gaps(trainable: Trainable) -> Iterator[None]:
 
 def _parts(optimizer_state: dict[Any, Any], trainable: Trainable) -> list[dict[str, Any]]:
     """State of each of the optimizers that Megatron chains."""
-    number = len(_optimizers(trainable))
+    number = len(inner_optimizers(trainable.optimizer))
     return [optimizer_state[n] for n in range(number)] if number > 1 else [optimizer_state]

@@ -34,6 +34,7 @@ from megatron_reason.engine.checkpoint_writer import (
     keep_results_in_process,
 )
 from megatron_reason.engine.startup import Trainable
+from megatron_reason.errors import CheckpointError, ReasonError
 from megatron_reason.files import write_json, write_text
 from megatron_reason.logs import get_logger
 
@@ -56,7 +57,8 @@ class _Pending:
 class CheckpointSaver:
     """Writes checkpoints of one run; all ranks make the same calls in the same order.
 
-    As a context manager it waits for the save under way, or drops it when an error passes.
+    As a context manager it waits for the save under way, also when an error passes that every rank
+    has; when one passes that only this rank may have, it drops the save.
 
     Args:
         trainable: model and optimizer.
@@ -87,6 +89,11 @@ class CheckpointSaver:
     ) -> None:
         if error is None:
             self.finish()
+        elif isinstance(error, ReasonError) and error.on_every_rank:
+            try:
+                self.finish()
+            except CheckpointError as unwritten:
+                error.add_note(str(unwritten))
         elif self._pending is not None:
             self._pending.writer.cancel()
 

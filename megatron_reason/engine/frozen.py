@@ -28,6 +28,8 @@ from megatron_reason.schema.batch import (
 from megatron_reason.schema.method import Frozen, Method, TrainState
 from megatron_reason.schema.topology import Topology
 
+PASSES = frozenset({Frozen.REF_LOGPROB, Frozen.REF_HIDDEN, Frozen.COEFFICIENTS})
+"""Constants that cost a forward pass over the batch."""
 _RECORDED = {Frozen.OLD_LOGPROB: "old_logprobs", Frozen.ROLLOUT_LOGPROB: "rollout_logprobs"}
 
 

@@ -7,6 +7,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 
 from megatron_reason.config.train import OptimConfig
+from megatron_reason.engine.moments import inner_optimizers
 
 
 def learning_rate(config: OptimConfig, update: int, total_updates: int) -> float:
@@ -52,7 +53,9 @@ def build_optimizer(config: OptimConfig, model: DistributedDataParallel) -> Mega
     )
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
-    """Use `rate` for the coming step."""
+def set_step(optimizer: MegatronOptimizer, *, rate: float, clip_grad: float) -> None:
+    """Use `rate`, and `clip_grad` as the largest gradient norm, for the coming step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+    for one in inner_optimizers(optimizer):
+        one.config.clip_grad = clip_grad

@@ -25,6 +25,7 @@ from megatron_reason import platform
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
 from megatron_reason.config.train import OptimConfig
+from megatron_reason.engine.moments import Moments
 from megatron_reason.engine.optim import build_optimizer
 from megatron_reason.engine.topology import init_topology
 from megatron_reason.logs import get_logger
@@ -43,8 +44,10 @@ class Trainable:
     optimizer: MegatronOptimizer
     topology: Topology
     device: torch.device
-    reference: nn.Module | None = None
+    reference: nn.Module | None
     """This rank's stage of a frozen model, for methods that compare with one."""
+    moments: Moments
+    """The states of `optimizer`."""
 
 
 @contextmanager
@@ -89,8 +92,9 @@ def load_model(
 
 
 def make_trainable(
-    stage: nn.Module, optim: OptimConfig, topology: Topology, reference: nn.Module | None = None
-) -> Trainable:
+    stage: nn.Module, optim: OptimConfig, topology: Topology, reference: nn.Module | None = None,
+    *, optimizer_states: int = 1,
+) -> Trainable:  # fmt: skip
     """Wrap `stage` for training: gradients summed in float32, optimizer state sharded.
 
     Args:
@@ -98,6 +102,7 @@ def make_trainable(
         optim: optimizer.
         topology: this rank's place.
         reference: this rank's stage of a model that stays as it is.
+        optimizer_states: sets of moments, of which every update uses one.
     """
     config: Any = stage.config
     wrapped = DistributedDataParallel(
@@ -111,7 +116,10 @@ def make_trainable(
     )
     config.finalize_model_grads_func = _finalize_gradients
     optimizer = build_optimizer(optim, wrapped)
-    return Trainable(wrapped, optimizer, topology, platform.device(), reference)
+    return Trainable(
+        wrapped, optimizer, topology, platform.device(), reference=reference,
+        moments=Moments(optimizer, optimizer_states),
+    )  # fmt: skip
 
 
 def _finalize_gradients(

@@ -14,15 +14,15 @@ from megatron_reason.config.train import BatchConfig, OptimConfig, TrainConfig
 from megatron_reason.engine.aggregation import global_counts, means_of
 from megatron_reason.engine.flops import flops_of, rates
 from megatron_reason.engine.forward import Head, LossSpec, training_step
-from megatron_reason.engine.frozen import Models, fill_frozen
+from megatron_reason.engine.frozen import PASSES, Models, fill_frozen
 from megatron_reason.engine.guards import NonFiniteGuard
-from megatron_reason.engine.optim import learning_rate, set_learning_rate
+from megatron_reason.engine.optim import learning_rate, set_step
 from megatron_reason.engine.packing import microbatches_of_rank
 from megatron_reason.engine.startup import Trainable
-from megatron_reason.errors import DataError
+from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.models.build import vocab_size
 from megatron_reason.schema.batch import PackedBatch, TokenizedSample
-from megatron_reason.schema.method import Method, Term, TrainState
+from megatron_reason.schema.method import Method, Term, TrainState, UpdatePlan
 from megatron_reason.schema.metrics import StepMetrics
 from megatron_reason.schema.topology import Topology
 
@@ -42,7 +42,7 @@ def update(
     started = time.perf_counter()
     topology = trainable.topology
     terms, merged = accumulate(trainable, method, samples, state, train.batch)
-    stepped = _step(trainable, train.optim, guard, state, samples)
+    stepped = _step(trainable, train.optim, guard, state, method.plan(state), samples)
     num_tokens = sum(sample.num_positions for sample in samples)
     seconds = time.perf_counter() - started
     flops = flops_of(trainable.model.config, vocab_size(trainable.model), samples)
@@ -106,10 +106,20 @@ def accumulate(
 
     Returns:
         The terms of the loss; and metrics of all ranks, empty before the last pipeline stage.
+
+    Raises:
+        ConfigError: a loss without any weight.
+        DataError: see `check_batch`.
     """
     check_batch(samples, state)
     topology = trainable.topology
     terms = method.terms(state)
+    if not any(term.coef for term in terms):
+        raise ConfigError(
+            f"method '{method.config.name}'",
+            f"at update {state.update + 1} every weight of its loss is 0: nothing would be learnt.",
+            "Set one of its weights above 0.",
+        )
     batches = [
         packed.to(trainable.device)
         for packed in microbatches_of_rank(
@@ -118,14 +128,21 @@ def accumulate(
         )
     ]  # fmt: skip
     models = Models(trainable.model, trainable.reference, topology)
+    started = time.perf_counter()
     batches = fill_frozen(models, method, batches, samples, state)
     counts = global_counts(terms, batches, topology, trainable.device)
+    prepass_s = time.perf_counter() - started
     needs = method.required()
+    planned = method.plan(state).temperature
     head = Head(
-        temperature=method.temperature, reference=trainable.reference, stats=needs.stats
-    )  # fmt: skip
+        temperature=method.temperature if planned is None else planned,
+        reference=trainable.reference,
+        stats=needs.stats,
+    )
     spec = LossSpec(terms, method.token_losses, counts, head, whole_sequences=needs.whole_sequences)
     local = backpropagate(trainable, batches, spec)
+    if topology.is_last_stage and needs.frozen & PASSES:
+        local.add("time/prepass", prepass_s, 1.0)
     return terms, _reduced(local, topology, trainable.device)
 
 
@@ -153,7 +170,7 @@ def backpropagate(
 
 def _step(
     trainable: Trainable, optim: OptimConfig, guard: NonFiniteGuard, state: TrainState,
-    samples: Sequence[TokenizedSample],
+    plan: UpdatePlan, samples: Sequence[TokenizedSample],
 ) -> dict[str, float]:  # fmt: skip
     """Apply the gradients unless they are not finite, or larger than the settings allow.
 
@@ -161,7 +178,9 @@ def _step(
         Metrics by name: their norm before clipping, the rate, and whether they were too large.
     """
     rate = learning_rate(optim, state.update, state.total_updates)
-    set_learning_rate(trainable.optimizer, rate)
+    clip_grad = optim.clip_grad if plan.clip_grad is None else plan.clip_grad
+    set_step(trainable.optimizer, rate=rate, clip_grad=clip_grad)
+    trainable.moments.use(plan.optimizer_state)
     trainable.optimizer.prepare_grads()
     norm = float(trainable.optimizer.get_grad_norm())
     metrics = {"train/grad_norm": norm, "train/lr": rate}

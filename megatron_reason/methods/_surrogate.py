@@ -1,8 +1,9 @@
-"""Policy-gradient maths: ratio, clip, dual clip, sequence ratio, truncated weights, KL estimates.
+"""Policy-gradient maths: ratio, clip, dual clip, sequence ratio, KL estimates.
 
 T packed tokens. Source: PPO (arXiv 1707.06347) eq. 7; dual clip (arXiv 1912.09729) eq. 5; GSPO
 (arXiv 2507.18071) eq. 5; estimators k1, k2, k3 of Schulman's note on approximating KL.
-Advantages and anchors are constants. Not here: which sequences, and how values are averaged.
+Advantages and anchors are constants. Not here: which sequences, how values are averaged, and the
+weight for what is not the trainer's own (`_correction.py`).
 """
 
 from collections.abc import Mapping
@@ -13,18 +14,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from megatron_reason.methods._rollout import RolloutConfig, RolloutMethod, group_advantages
+from megatron_reason.methods._correction import MAX_LOG_RATIO, CorrectedConfig, truncated_weight
+from megatron_reason.methods._rollout import RolloutMethod, group_advantages
 from megatron_reason.schema.batch import PackedBatch, Role, Stat, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
 from megatron_reason.schema.method import ChunkMean, Frozen, Needs, Term, Where
 
 KLKind = Literal["k1", "k2", "k3", "k3_plus"]
-_MAX_LOG_RATIO = 20.0
 _MAX_LOG_SEQUENCE_RATIO = 10.0
 _MAX_K3 = 10.0
 
 
-class PolicyConfig(RolloutConfig):
+class PolicyConfig(CorrectedConfig):
     """Settings of every method with an importance-weighted policy gradient."""
 
     old_policy: Literal["prepass", "current", "rollout"] = "prepass"
@@ -51,11 +52,6 @@ class PolicyConfig(RolloutConfig):
     """Estimator of that penalty; `k3_plus` has the value of k3 and the gradient of k2."""
     entropy_bonus: float = Field(default=0.0, ge=0)
     """Weight of the mean entropy that is added to the objective."""
-    tis: Literal["none", "token", "sequence"] = "token"
-    """Truncated importance weights for the gap between engine and trainer, which the published
-    methods leave uncorrected: `none` is theirs to the letter."""
-    tis_cap: float = Field(default=2.0, gt=0)
-    """Largest such weight."""
 
 
 P = TypeVar("P", bound=PolicyConfig)
@@ -113,7 +109,7 @@ def policy_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
 def penalty_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
     """The KL penalty over the rollouts, if there is one."""
     weight = coef * config.kl_weight
-    return [policy_term(config, name="kl", coef=weight)] if config.kl_weight else []
+    return [policy_term(config, name="policy/kl_ref", coef=weight)] if config.kl_weight else []
 
 
 def rollout_bonus_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
@@ -142,7 +138,7 @@ def penalty_losses(
     if not config.kl_weight:
         return {}
     assert batch.ref_logprob_T is not None, f"the engine fills {Frozen.REF_LOGPROB}"
-    return {"kl": kl_estimate(stats.logprob_T, batch.ref_logprob_T, config.kl_kind)}
+    return {"policy/kl_ref": kl_estimate(stats.logprob_T, batch.ref_logprob_T, config.kl_kind)}
 
 
 def bonus_losses(stats: TokenStats, config: PolicyConfig) -> dict[str, Tensor]:
@@ -173,7 +169,7 @@ class Surrogate:
                 max=_MAX_LOG_SEQUENCE_RATIO
             )
         else:
-            log_ratio_T = difference_T.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+            log_ratio_T = difference_T.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         advantage_T = batch.per_token(batch.advantage_S).to(logprob_T.dtype)
         weight_T = None if config.tis == "none" else truncated_weight(old_T, batch, config)
         return cls(logprob_T, old_T, log_ratio_T.exp(), advantage_T, weight_T, config)
@@ -222,17 +218,9 @@ def kl_estimate(logprob_T: Tensor, ref_logprob_T: Tensor, kind: KLKind) -> Tenso
     k2_T = 0.5 * difference_T.square()
     if kind == "k2":
         return k2_T
-    back_T = (-difference_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    back_T = (-difference_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     k3_T = (back_T.exp() - back_T - 1).clamp(-_MAX_K3, _MAX_K3)
     return k3_T if kind == "k3" else k3_T.detach() + k2_T - k2_T.detach()
-
-
-def truncated_weight(old_T: Tensor, batch: PackedBatch, config: PolicyConfig) -> Tensor:
-    """[T]: min(p_old / p_rollout, cap) of the token or of its whole sequence; a constant."""
-    gap_T = (old_T - batch.rollout_logprob_T).detach()
-    if config.tis == "sequence":
-        gap_T = batch.per_token(batch.sequence_sums(gap_T))
-    return gap_T.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp().clamp(max=config.tis_cap)
 
 
 def _anchor(logprob_T: Tensor, batch: PackedBatch, config: PolicyConfig) -> Tensor:

@@ -30,7 +30,7 @@ from megatron_reason.methods._surrogate import (
     policy_losses,
     policy_terms,
 )
-from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
+from megatron_reason.schema.batch import PackedBatch, Role, Stat, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
 from megatron_reason.schema.method import Needs, Preset, Term, TrainState, UpdatePlan, method
 
@@ -40,6 +40,9 @@ class GRPOConfig(PolicyConfig):
 
     name: Literal["grpo"] = "grpo"
     """Name of the method."""
+    policy_weight: float = Field(default=1.0, ge=0)
+    """Weight of the policy loss, its KL penalty and its entropy bonus. Released runs average the
+    gradients of their ranks: 1/8 on 8, where the loss is not divided by the number of sequences."""
     drop_equal_groups: bool = False
     """Leave out prompts whose rollouts all have the same reward, and answer others in their place
     (DAPO's dynamic sampling)."""
@@ -132,11 +135,18 @@ class GRPO(PolicyMethod[GRPOConfig]):
                 clip_low=0.2,
                 clip_high=0.2,
                 mean="sum_over_constant",
+                policy_weight=1 / 8,
                 max_response_length=8192,
             ),
-            "RL stage of the baseline SFT -> RL in LUFFY's repository",
+            "RL stage of the baseline SFT -> RL in LUFFY's repository, on 8 ranks",
         ),
     )
+
+    def required(self) -> Needs:
+        """Entropies too, where they decide which tokens have a gradient."""
+        needs = super().required()
+        extra = {Stat.ENTROPY} if self.config.least_entropy else set[Stat]()
+        return replace(needs, stats=needs.stats | extra)
 
     def plan(self, state: TrainState) -> UpdatePlan:
         """Fresh rollouts of the next prompts, refilled where groups are dropped."""
@@ -144,7 +154,7 @@ class GRPO(PolicyMethod[GRPOConfig]):
 
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """Policy gradient, and what the settings add."""
-        return policy_terms(self.config)
+        return policy_terms(self.config, self.config.policy_weight)
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Clipped surrogate of each token."""

@@ -78,12 +78,12 @@ class SFTKL(Method[SFTKLConfig]):
         config = self.config
         return [
             Term("ce", over=Role.DEMO, mean=config.mean),
-            Term("kl", over=Role.DEMO, mean=config.mean, coef=config.kl_weight),
+            Term("policy/kl_ref", over=Role.DEMO, mean=config.mean, coef=config.kl_weight),
         ]
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """-log p of each target, and its KL."""
-        return {"ce": -stats.logprob_T, "kl": self._kl_T(stats, batch)}
+        return {"ce": -stats.logprob_T, "policy/kl_ref": self._kl_T(stats, batch)}
 
     def _kl_T(self, stats: TokenStats, batch: PackedBatch) -> Tensor:
         if self.config.kl_kind == "full":

@@ -11,7 +11,8 @@ mean entropy of the own sequence, token means with global counts. The public thi
 (preset third_party) divides rollout terms by a constant, drops the standard deviation, shapes p as
 LUFFY does and adds an entropy bonus; it takes the means of likelihood and bonus within each
 micro-batch and adds them up, here they are taken over the global batch. The ablations (presets
-without_w_sft, without_w_rl) set a weight to 1, its factor included.
+without_w_sft, without_w_rl) set a weight to 1, its factor included. There is no policy ratio; with
+`tis` rollout terms are weighed by the current policy over the engine's, which neither has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from megatron_reason.methods._rollout import RolloutConfig, RolloutMethod, group_advantages
+from megatron_reason.methods._correction import CorrectedConfig, truncated_weight
+from megatron_reason.methods._rollout import RolloutMethod, group_advantages
 from megatron_reason.schema.batch import (
     ROLE_INDEX,
     GlobalTokens,
@@ -45,7 +47,7 @@ from megatron_reason.schema.method import (
 )
 
 
-class SRFTConfig(RolloutConfig):
+class SRFTConfig(CorrectedConfig):
     """Configuration of SRFT."""
 
     name: Literal["srft"] = "srft"
@@ -119,14 +121,17 @@ class SRFT(RolloutMethod[SRFTConfig]):
     )  # fmt: skip
 
     def required(self) -> Needs:
-        """What the scope of the entropy reaches beyond the token: its sequence, or the batch."""
-        match self.config.entropy_scope:
-            case "token":
-                return self.needs
-            case "sequence":
-                return replace(self.needs, whole_sequences=True)
-            case "subset" | "batch":
-                return replace(self.needs, frozen=frozenset({Frozen.COEFFICIENTS}))
+        """What the scope of the entropy reaches beyond the token, and what weights compare with."""
+        config = self.config
+        frozen = {
+            Frozen.ROLLOUT_LOGPROB: config.tis != "none",
+            Frozen.COEFFICIENTS: config.entropy_scope in ("subset", "batch"),
+        }
+        return replace(
+            self.needs,
+            frozen=frozenset(what for what, is_needed in frozen.items() if is_needed),
+            whole_sequences="sequence" in (config.entropy_scope, config.tis),
+        )
 
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """Likelihood and reinforcement of demonstrations, correct and wrong rollouts; weights."""
@@ -157,9 +162,12 @@ class SRFT(RolloutMethod[SRFTConfig]):
         if config.demo_shape == "luffy":
             prob_T = prob_T / (prob_T + _LUFFY_GAMMA)
         advantage_T = batch.per_token(batch.advantage_S).to(prob_T.dtype)
+        own_T = nll_T
+        if config.tis != "none":
+            own_T = truncated_weight(stats.logprob_T, batch, config) * nll_T
         losses = {
-            "sft": w_sft_T * nll_T, "rl_demo": -advantage_T * prob_T, "correct": w_rl_T * nll_T,
-            "wrong": -nll_T, "srft/w_sft": w_sft_T, "srft/w_rl": w_rl_T,
+            "sft": w_sft_T * nll_T, "rl_demo": -advantage_T * prob_T, "correct": w_rl_T * own_T,
+            "wrong": -own_T, "srft/w_sft": w_sft_T, "srft/w_rl": w_rl_T,
         }  # fmt: skip
         return losses | ({"entropy_bonus": stats.entropy_T} if config.entropy_bonus else {})
 

@@ -24,6 +24,7 @@ _USABLE = 0.95
 """Share of a GPU's memory that fragmentation leaves; an assumption."""
 _LOGITS_KEPT = 256 * 2**20
 _LOGITS_CHUNK = 1024
+"""Tokens at most whose logits exist at once (`HeadOptions.tokens_per_chunk`, twice)."""
 # What a layout costs in speed; assumptions that order layouts.
 _TP_COST = 0.05
 _CP_COST = 0.05
@@ -98,13 +99,18 @@ class Extras:
     """What vLLM takes of the same GPU."""
     keeps_logits: bool = False
     """Whether the head's logits wait for a backward pass (docs/token_stats.md, Memory)."""
+    optimizer_states: int = 1
+    """Sets of moments."""
 
     @classmethod
     def of(cls, dtype: Precision, needs: Needs, engine_bytes: float = 0.0) -> "Extras":
         """What a method adds to a model with weights of `dtype`."""
         frozen = needs.frozen & {Frozen.REF_LOGPROB, Frozen.REF_HIDDEN}
         keeps = needs.whole_sequences or Frozen.REF_HIDDEN in frozen
-        return cls(4 if dtype == "float32" else 2, bool(frozen), engine_bytes, keeps)
+        return cls(
+            4 if dtype == "float32" else 2, bool(frozen), engine_bytes, keeps,
+            needs.optimizer_states,
+        )  # fmt: skip
 
 
 def memory_of(sizes: Sizes, layout: Layout, extras: Extras) -> Memory:
@@ -121,7 +127,7 @@ def _stage(sizes: Sizes, layout: Layout, extras: Extras, stage: int) -> Memory:
     weights = matrices / layout.tp + layers * sizes.layer_small
     wide = extras.value_bytes == 4
     # Main weights are a copy only where the model's are not float32 themselves.
-    per_weight = 8 if wide else 12
+    per_weight = 8 * extras.optimizer_states + (0 if wide else 4)
     in_flight = layout.pp - stage
     return Memory(
         weights=weights * extras.value_bytes,

@@ -46,6 +46,8 @@ __all__ = ["build_comparison", "build_report", "headline_table"]
 
 PAGE = "index.html"
 TABLE = "table.md"
+TRAININGS = "trainings.md"
+"""The same with a row for each training, where variants have several seeds."""
 FIGURES = "report_figures.json"
 """Names of the figures that the last report drew, so that the next removes these and no others."""
 _TEMPLATE = "page.html.j2"
@@ -80,7 +82,8 @@ class Section:
 def build_report(run: Path) -> Path:
     """Write `report/index.html`, `report/table.md`, and each figure as PNG and as CSV.
 
-    Figures of an earlier report that this one does not draw are removed, and nothing else is.
+    Figures of an earlier report that this one does not draw are removed, and nothing else is. Where
+    variants have several seeds, `report/trainings.md` has a row for each.
 
     What is missing or illegible is said on the page.
 
@@ -91,7 +94,11 @@ def build_report(run: Path) -> Path:
         DataError: `run` is no run folder.
     """
     papers = {title: _text(run / name) for title, name in _PAPERS.items()}
-    return _write(gathered(read_run(run)), run.resolve().name, run / "report", papers)
+    apart, folder = read_run(run), run / "report"
+    data = gathered(apart)
+    if data.seeds:
+        write_text(folder / TRAININGS, headline_of(apart).markdown())
+    return _write(data, run.resolve().name, folder, papers)
 
 
 def build_comparison(runs: Sequence[Path], folder: Path, *, force: bool = False) -> Path:

@@ -219,7 +219,7 @@ class WeightSync:
             outcome = self._arrival(self._engine, buckets, version, trainer_N)
         except EngineDiedError as error:
             outcome = self._restarted(error, buckets)
-        except GenerationError as error:
+        except ReasonError as error:
             _exhaust(buckets)
             outcome = error
         except OSError as error:
@@ -265,7 +265,7 @@ class WeightSync:
         _exhaust(buckets)
         try:
             self._engine.restart(because)
-        except GenerationError as error:
+        except ReasonError as error:
             return error
         except OSError as error:
             return of_system(error)
@@ -313,6 +313,8 @@ class WeightSync:
 
     def _shared(self, mine: Any) -> Any:  # noqa: ANN401 - any picklable value
         """Rank 0's value, on every rank; raised on the others if it is an error."""
+        if isinstance(mine, ReasonError):
+            mine.on_every_rank = True
         if self._group is None:
             return mine
         box = [mine]

@@ -102,6 +102,8 @@ class Needs:
     whole_sequences: bool = False
     """Whether a token's values depend on other tokens of its sequence. Without, the engine may ask
     for the values of any few tokens, and has their gradient before it goes on to the next."""
+    optimizer_states: int = 1
+    """Sets of moments that its updates step with, of which each says which it takes."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,12 @@ class UpdatePlan:
     """Demonstrations of prompts that nobody solved, newest first."""
     refills: bool = False
     """Whether prompts that contribute nothing are replaced by further ones."""
+    optimizer_state: int = 0
+    """Which of the method's sets of moments (`Needs.optimizer_states`) steps with the gradient."""
+    clip_grad: float | None = None
+    """Largest global gradient norm; None takes that of `train.optim`."""
+    temperature: float | None = None
+    """What the logits are divided by; None takes the method's, that of its rollouts."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ Not here: writing them anywhere (`tracking`) or reducing them over ranks (`engin
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+MEASURED = "eval/"
+"""How names of metrics begin that held-out problems gave of the weights as they are at a step."""
+
 
 @dataclass
 class StepMetrics:

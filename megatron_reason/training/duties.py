@@ -47,8 +47,7 @@ def run_job(job: Job) -> None:
 def _train(job: TrainJob) -> None:
     multiple = job.model.token_multiple
     with parallel_world(job.train.parallel, seed=job.seed, token_multiple=multiple) as topology:
-        stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
-        trainable = make_trainable(stage, job.train.optim, topology, _reference(job, topology))
+        trainable = trainable_of(job, topology)
         is_done = (
             train(job, trainable)
             if job.rollout is None
@@ -57,6 +56,15 @@ def _train(job: TrainJob) -> None:
         if is_done:
             exported(job, trainable, job.output / HUGGINGFACE).write()
             _export_best(job, trainable)
+
+
+def trainable_of(job: TrainJob, topology: Topology) -> Trainable:
+    """The model of `job` on this rank, with the reference and the moments its method asks for."""
+    stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
+    return make_trainable(
+        stage, job.train.optim, topology, _reference(job, topology),
+        optimizer_states=build_method(job.method).required().optimizer_states,
+    )  # fmt: skip
 
 
 def _export_best(job: TrainJob, trainable: Trainable) -> None:

@@ -3,7 +3,7 @@
 Not here: the steps (`offline.py`, `online.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from megatron_reason.engine.startup import Trainable
 from megatron_reason.errors import StoppedError
 from megatron_reason.files import hash_file, hash_text
 from megatron_reason.logs import progress
-from megatron_reason.schema.metrics import StepMetrics, as_counts
+from megatron_reason.schema.metrics import MEASURED, StepMetrics, as_counts
 from megatron_reason.schema.tables import Kind, table_path
 from megatron_reason.tracking.base import FanOut, open_sinks
 from megatron_reason.tracking.jsonl import PLANNED
@@ -40,8 +40,19 @@ class Stepper(Protocol):
         """What is measured before the first step."""
         ...
 
-    def step(self, state: Progress, guard: NonFiniteGuard) -> tuple[Progress, dict[str, float]]:
-        """Make at least one update; returns the new state and metrics, on every rank."""
+    def step(
+        self, state: Progress, guard: NonFiniteGuard, poll: Callable[[], None]
+    ) -> tuple[Progress, dict[str, float]]:
+        """Make at least one update.
+
+        Args:
+            state: before it.
+            guard: against gradients that are not finite.
+            poll: to be called by all ranks at once amid a long step: completes a save under way.
+
+        Returns:
+            The new state and metrics, on every rank.
+        """
         ...
 
 
@@ -66,9 +77,11 @@ class Loop:
             self.job.output / "crash_report", self.job.train.max_nonfinite_updates,
             writes=topology.rank == 0,
         )  # fmt: skip
+        # What was measured before the first update is measured anew where it is made anew.
+        last_logged = start.update or -1
         # One voice for the whole job; the other ranks log to nothing.
         sinks = (
-            open_sinks(self.job.track, self.job.output, resume_after=start.update)
+            open_sinks(self.job.track, self.job.output, resume_after=last_logged)
             if topology.speaks
             else FanOut(())
         )
@@ -84,7 +97,7 @@ class Loop:
             state, means, signalled = start, StepMetrics(), None
             while state.update < self.total:
                 before = state.update
-                state, metrics = self.stepper.step(state, guard)
+                state, metrics = self.stepper.step(state, guard, saver.poll)
                 saver.poll()
                 metrics |= saver.take_waited()
                 means.merge(as_counts(metrics))
@@ -93,7 +106,7 @@ class Loop:
                 signalled = wish.agreed(self.trainable.device)
                 leaves = signalled is not None or self._stops_between(before, state.update)
                 if leaves or self._saves_between(before, state.update):
-                    state = replace(state, metrics=means.means())
+                    state = replace(state, metrics=_of_checkpoint(means, metrics))
                     saver.begin(state)
                     means = StepMetrics()
                 if leaves and state.update < self.total:
@@ -145,6 +158,8 @@ def fingerprint(job: TrainJob) -> dict[str, str]:
         "model": hash_text(job.model.model_dump_json(exclude_defaults=True)),
         "seed": str(job.seed),
     }
+    if job.template is not None:
+        found["template"] = hash_text(job.template.model_dump_json(exclude_defaults=True))
     if job.table is not None:
         found["table"] = hash_file(table_path(job.table, Kind.TOKENS))
     if (rollout := job.rollout) is not None:
@@ -154,6 +169,12 @@ def fingerprint(job: TrainJob) -> dict[str, str]:
         found["problems"] = hash_text(" ".join(map(hash_file, problems)))
         found["engine"] = hash_text(f"{rollout.engine.name} {rollout.engine.max_model_len}")
     return found
+
+
+def _of_checkpoint(means: StepMetrics, last: Mapping[str, float]) -> dict[str, float]:
+    """What a checkpoint is judged by: means since the one before, and what was measured of it."""
+    found = {name: mean for name, mean in means.means().items() if not name.startswith(MEASURED)}
+    return found | {name: value for name, value in last.items() if name.startswith(MEASURED)}
 
 
 def is_due(every: int, before: int, after: int) -> bool:

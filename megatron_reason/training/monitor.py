@@ -15,6 +15,7 @@ from megatron_reason.evaluation.run import evaluate
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.templates import Template
 from megatron_reason.rewards.pool import AnswerPool
+from megatron_reason.schema.metrics import MEASURED
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,6 @@ class Monitor:
             output=self.folder / f"step_{update:06d}",
             grade=self.graders.grade_many,
         )
-        found = {f"eval/{settings.table}/{name}": e.value for name, e in summary.metrics.items()}
-        mean = found[f"eval/{settings.table}/pass@1"]
-        return {f"eval/{settings.table}/avg@{settings.samples_per_prompt}": mean, **found}
+        start = f"{MEASURED}{settings.table}"
+        found = {f"{start}/{name}": estimate.value for name, estimate in summary.metrics.items()}
+        return {f"{start}/avg@{settings.samples_per_prompt}": found[f"{start}/pass@1"], **found}

@@ -4,7 +4,7 @@ Not here: logging, saving and stopping (`loop.py`).
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,11 @@ class _Offline:
         """Nothing is measured before the first update."""
         return {}
 
-    def step(self, state: Progress, guard: NonFiniteGuard) -> tuple[Progress, dict[str, float]]:
+    def step(
+        self, state: Progress, guard: NonFiniteGuard, poll: Callable[[], None]
+    ) -> tuple[Progress, dict[str, float]]:
         """One update on the next rows of the table."""
+        del poll  # The step is short, and the loop itself polls after it.
         now = TrainState(state.update, self.total)
         plan = self.method.plan(now)
         consumed = {Role(role): count for role, count in state.consumed.items()}

@@ -138,6 +138,7 @@ class Announcer:
         if self._group is not None:
             dist.broadcast_object_list(box, src=0, group=self._group)
         if box[1] is not None:
+            box[1].on_every_rank = True
             raise box[1]
         return box[0]
 
@@ -169,12 +170,17 @@ class Online:
         self.sync.push(state.update)
         return self._measured(state.update) if state.update == 0 else {}
 
-    def step(self, state: Progress, guard: NonFiniteGuard) -> tuple[Progress, dict[str, float]]:
+    def step(
+        self, state: Progress, guard: NonFiniteGuard, poll: Callable[[], None]
+    ) -> tuple[Progress, dict[str, float]]:
         """One batch of rollouts and the updates made from it."""
         started = time.perf_counter()
         actor = self._actor
         batch = self._made(lambda: actor().batch(_position(state), version=state.update))
         received = time.perf_counter()
+        # A checkpoint that was written beside the rollouts counts from here on.
+        poll()
+        begun = time.perf_counter()
         is_ahead = bool(self.rollout.settings.steps_ahead)
         goes_on = batch.after.update < self._total
         if is_ahead and goes_on and self.actor is not None:
@@ -183,7 +189,9 @@ class Online:
         updates, prepass_s = self._with_logprobs(batch)
         metrics = StepMetrics()
         for index, samples in enumerate(updates):
-            metrics.merge(as_counts(self._update(state, index, samples, guard)))
+            made = self._update(state, index, samples, guard)
+            prepass_s += made.get("time/prepass", 0.0)
+            metrics.merge(as_counts(made))
         trained = time.perf_counter()
         if is_ahead:
             # From here on the engine is idle, and may take other weights.
@@ -199,7 +207,7 @@ class Online:
         return after, values | {
             "rollout/staleness": float(state.update - batch.version),
             "time/prepass": prepass_s,
-            "time/train": trained - received - prepass_s,
+            "time/train": trained - begun - prepass_s,
             "time/wait": received - started + waited - trained,
             "time/step": time.perf_counter() - started,
             "progress/tokens": float(after.tokens),

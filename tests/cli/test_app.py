@@ -105,7 +105,7 @@ def test_help_answers_at_once():
     heavy = ("torch", "megatron.core", "vllm", "transformers", "polars", "matplotlib")
     imported = {line.rpartition("|")[2].strip() for line in seen.stderr.splitlines()}
     assert not imported & set(heavy)
-    assert time.monotonic() - started_s < 20
+    assert time.monotonic() - started_s < 60
 
 
 def test_errors_are_shown_without_a_traceback(tmp_path):

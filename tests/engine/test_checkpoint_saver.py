@@ -5,10 +5,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_reason.config.train import CheckpointConfig, KeepConfig
 from megatron_reason.engine import checkpoint_folder as files
-from megatron_reason.errors import CheckpointError
+from megatron_reason.errors import CheckpointError, DataError
 from tests.distributed import spawn
 from tests.engine import invariance
 
@@ -96,3 +97,53 @@ def lose_a_writer(rank: int, world_size: int, folder: Path) -> None:
 def test_a_writer_that_is_killed_fails_the_save_on_every_rank(tmp_path: Path) -> None:
     invariance.make_model(tmp_path / "model", tied=True)
     spawn(lose_a_writer, 2, tmp_path)
+
+
+def fail_after_a_save(saver: Any, progress: Any, error: DataError) -> None:
+    with saver:
+        saver.begin(progress)
+        raise error
+
+
+def pass_errors(rank: int, world_size: int, folder: Path) -> None:
+    from megatron_reason.engine.checkpoint import Progress
+    from megatron_reason.engine.checkpoint_saver import CheckpointSaver
+
+    trainable = trainable_of(folder)
+    config = CheckpointConfig(portable=False)
+    for update, everywhere in ((1, True), (2, False)):
+        error = DataError("here", "something is wrong.", "Mend it.")
+        error.on_every_rank = everywhere
+        saver = CheckpointSaver(trainable, folder / "checkpoints", config, "{}")
+        with pytest.raises(DataError):
+            fail_after_a_save(saver, Progress(update, {}, {}), error)
+        dist.barrier()
+    assert [path.name for path in files.complete(folder / "checkpoints")] == ["iter_0000001"]
+
+
+def read_another_versions(rank: int, world_size: int, folder: Path) -> None:
+    from megatron_reason.engine import checkpoint
+    from megatron_reason.engine.checkpoint_saver import CheckpointSaver
+
+    trainable = trainable_of(folder)
+    config = CheckpointConfig(portable=False)
+    with CheckpointSaver(trainable, folder / "checkpoints", config, "{}") as saver:
+        saver.begin(checkpoint.Progress(1, {}, {}))
+    with (
+        patch.object(checkpoint, "read_json", lambda _: {"update": 1, "layout": "TP 1 x PP 1"}),
+        pytest.raises(CheckpointError, match=r"lacks adamw_steps, sharding: another version"),
+    ):
+        checkpoint.load_latest(trainable, folder / "checkpoints", {})
+
+
+def test_a_checkpoint_of_another_version_is_named(tmp_path: Path) -> None:
+    invariance.make_model(tmp_path / "model", tied=True)
+    spawn(read_another_versions, 1, tmp_path)
+
+
+def test_an_error_that_every_rank_has_lets_the_save_end_and_one_ranks_own_drops_it(
+    tmp_path: Path,
+) -> None:
+    """Who waited for ranks that do not know of the error would wait for ever."""
+    invariance.make_model(tmp_path / "model", tied=True)
+    spawn(pass_errors, 2, tmp_path)

@@ -76,3 +76,53 @@ def test_a_part_has_no_whole_sequences() -> None:
     batch.sequence_sums(batch.old_logprob_T)
     with pytest.raises(NotImplementedError, match="whole_sequences=True"):
         part.sequence_means(part.old_logprob_T)
+
+
+def counted_collectives(_rank: int, _world_size: int, folder: str) -> None:
+    from megatron_reason.engine.aggregation import global_counts
+    from megatron_reason.engine.forward import Head, LossSpec, batch_loss
+    from megatron_reason.engine.packing import microbatches_of_rank
+    from megatron_reason.models.build import head_weight
+    from megatron_reason.ops.token_stats import HeadOptions
+    from tests.ops.test_token_stats import collectives
+
+    model = Path(folder, "model")
+    for is_split in (False, True):
+        world = invariance.World.open(
+            invariance.Layout(2, 1, 1), model, model, sequence_parallel=is_split
+        )
+        stage, topology = world.trainable.model, world.trainable.topology
+        learner = invariance.method("SFT")
+        whole = BatchConfig(max_tokens_per_microbatch=512)
+        (batch,) = microbatches_of_rank(
+            invariance.samples(), whole, rank=0, num_ranks=1, rounding=topology.rounding
+        )
+        terms = learner.terms(invariance.STATE)
+        counts = global_counts(terms, [batch], topology, torch.device("cpu"))
+        head = Head(HeadOptions(tokens_per_chunk=TOKENS_PER_CHUNK, check=False))
+        spec = LossSpec(terms, learner.token_losses, counts, head)
+        own = batch.num_tokens // (2 if is_split else 1)
+        gathered = {"c10d::_allgather_base_": 1} if is_split else {}
+        chunks = -(-len(batch.supervised_N) // TOKENS_PER_CHUNK)
+        assert chunks > 2
+        for one, forth, back in (
+            (spec, {"c10d::allgather_": chunks, "c10d::allreduce_": 1}, {}),
+            (
+                replace(spec, whole_sequences=True),
+                {"c10d::allgather_": 1},
+                {"c10d::allreduce_": 1},
+            ),
+        ):
+            hidden = torch.randn(own, 1, head_weight(stage).shape[1]).requires_grad_()
+            with torch.profiler.profile() as forward:
+                share, _, _ = batch_loss(stage, hidden, batch, topology, one)
+            with torch.profiler.profile() as backward:
+                share.backward()
+            assert collectives(forward) == {**forth, **gathered}
+            assert collectives(backward) == back
+            assert hidden.grad is not None
+
+
+def test_sequence_parallelism_adds_one_gathering_of_the_hidden_states(tmp_path: Path) -> None:
+    invariance.make_model(tmp_path / "model", tied=False)
+    spawn(counted_collectives, 2, str(tmp_path))

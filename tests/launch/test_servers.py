@@ -82,4 +82,4 @@ def test_servers_that_do_not_answer_are_ended(srun, tmp_path):
     began = time.monotonic()
     with pytest.raises(LaunchError, match="0 of 2 answered in 0 s"), started(tmp_path, None, 0.2):
         pass
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30

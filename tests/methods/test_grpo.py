@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatron_reason.schema.batch import Role
+from megatron_reason.schema.batch import Role, Stat
 from megatron_reason.schema.credit import GroupOutcome
 from megatron_reason.schema.method import Frozen, TrainState, create_method
 from tests import fixture_f, golden
@@ -80,3 +80,17 @@ def test_plan_and_temperature_come_from_the_configuration() -> None:
     plan = method.plan(TrainState(0, 1))
     assert (plan.prompts, plan.rollouts_per_prompt, dict(plan.counts)) == (3, 5, {})
     assert method.temperature == 0.85
+
+
+def test_the_policy_weight_scales_penalty_and_bonus_as_well() -> None:
+    settings = {"kl_weight": 0.1, "entropy_bonus": 0.01}
+    batch = golden.rollouts(golden.STD_ADVANTAGES)
+    whole, gradient, _ = run(golden.published("grpo", **settings), batch)
+    eighth, expected, _ = run(golden.published("grpo", policy_weight=1 / 8, **settings), batch)
+    assert eighth == pytest.approx(whole / 8, rel=1e-12)
+    torch.testing.assert_close(expected, gradient / 8)
+
+
+def test_entropies_are_asked_for_where_they_decide() -> None:
+    assert Stat.ENTROPY not in create_method("grpo").required().stats
+    assert Stat.ENTROPY in create_method("grpo", least_entropy=0.1).required().stats

@@ -18,7 +18,7 @@ def test_at_the_base_model_there_is_no_penalty(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(fixture_f, "REF_LOGITS", fixture_f.LOGITS)
     loss, gradient, means = run(create_method("sft_kl"), DEMOS)
     plain, expected, _ = run(create_method("sft", mean="token_mean"), DEMOS)
-    assert means["train/kl"] == pytest.approx(0.0, abs=1e-15)
+    assert means["policy/kl_ref"] == pytest.approx(0.0, abs=1e-15)
     assert loss == pytest.approx(plain, abs=1e-15)
     torch.testing.assert_close(gradient, expected, atol=1e-15, rtol=0)
 

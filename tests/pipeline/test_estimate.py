@@ -28,6 +28,8 @@ def test_states_cost_18_bytes_a_weight_and_are_shared_as_megatron_shares_them():
     assert wide.weights + wide.gradients + wide.optimizer == pytest.approx(
         16 * QWEN_7B.parameters, rel=1e-4
     )
+    twice = memory_of(QWEN_7B, ALONE, Extras(optimizer_states=2))
+    assert twice.optimizer - alone.optimizer == pytest.approx(8 * QWEN_7B.parameters, rel=1e-4)
     halves = {
         "optimizer": Layout(1, 1, 2, 4096),
         "weights": Layout(2, 1, 1, 4096),

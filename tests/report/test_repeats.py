@@ -10,7 +10,7 @@ from megatron_reason.report.page import build_report
 from megatron_reason.report.repeats import gathered
 from megatron_reason.report.run_data import read_run
 from megatron_reason.report.side_by_side import read_runs
-from megatron_reason.report.table import headline_table
+from megatron_reason.report.table import headline_of, headline_table
 from tests.report.runs import folder_of, write_eval
 
 SEEDS = {"sft": "sft", "sft_lp": "sft", "oxa_mle": "sft"}
@@ -75,6 +75,15 @@ def test_curves_are_means_and_pages_name_models_alone(run):
     assert "95 % t intervals" in page
     numbers = pl.read_csv(run / "report" / "train_loss.csv")
     assert set(numbers["model"]) == {"sft", "oxa_full"}
+    trainings = (run / "report" / "trainings.md").read_text()
+    assert trainings == headline_of(read_run(run)).markdown()
+    assert all(f"| {name} |" in trainings for name in SEEDS)
+
+
+def test_without_seeds_there_is_no_second_table(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    build_report(run)
+    assert not (run / "report" / "trainings.md").exists()
 
 
 def test_a_run_without_seeds_stays_as_it_is(finished_run):

@@ -105,7 +105,7 @@ def test_time_is_bounded_on_long_answers(piece):
     equal(text, text + "1")
     stated_choice(text, text)
     stated_choice(None, text * 2)
-    assert time.process_time() - started_s < 0.5
+    assert time.process_time() - started_s < 5
 
 
 @pytest.mark.parametrize(

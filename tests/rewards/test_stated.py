@@ -65,4 +65,5 @@ def test_time_is_bounded_on_a_megabyte(piece):
     text = conclusion(piece * (1_000_000 // len(piece)))
     boxes_of(text)
     boxes_of(piece * 20_000)
-    assert time.process_time() - started_s < 0.5
+    # A quadratic one would take minutes.
+    assert time.process_time() - started_s < 10

@@ -99,7 +99,6 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
     """Run `jobs` one after the other on these ranks; what one could not go on with is written."""
     from megatron.core import parallel_state
 
-    from megatron_reason.engine.startup import load_model, make_trainable
     from megatron_reason.engine.topology import init_topology
     from megatron_reason.errors import ReasonError
     from megatron_reason.generation.hf_engine import HFEngine
@@ -111,9 +110,7 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
             importlib.import_module(module)
         job.output.mkdir(parents=True, exist_ok=True)
         topology = init_topology(job.train.parallel, seed=job.seed)
-        stage = load_model(job.model, job.model_folder, job.train.parallel, topology)
-        frozen = duties._reference(job, topology)
-        trainable = make_trainable(stage, job.train.optim, topology, frozen)
+        trainable = duties.trainable_of(job, topology)
         assert job.rollout is not None
         original, sleep = online.update, HFEngine.sleep
         online.update = _recording(original, job.output)

@@ -35,7 +35,7 @@ def test_a_backend_that_the_configuration_forces_is_the_one_that_is_asked(tmp_pa
     job["model"]["token_stats"] = "triton"
     file.write_text(json.dumps(job))
     process = launch(file, tmp_path / "run")
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=400)
     assert process.returncode == 1
     assert "PlatformError  token_stats backend 'triton'" in text
 

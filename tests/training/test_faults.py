@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -25,6 +24,7 @@ from tests.models import tiny
 from tests.training.tiny_run import (
     UPDATES,
     launch,
+    leave_room_for,
     losses,
     run,
     short,
@@ -123,7 +123,7 @@ def test_only_damaged_checkpoints_stop_the_run(whole: Path) -> None:
     for shard in (whole / "ruined/checkpoints").glob("iter_*/common.pt"):
         shard.unlink()
     process = start(write_job(whole, whole / "ruined", dtype="float32", train=short()))
-    report, _ = process.communicate(timeout=300)
+    report, _ = process.communicate(timeout=400)
     assert process.returncode != 0
     assert "all 2 checkpoints are damaged" in report
 
@@ -133,7 +133,7 @@ def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(tmp_path: Path) 
     process = launch(write_job(tmp_path, output), output)
     wait_for_updates(output, process, 7)
     process.send_signal(signal.SIGUSR1)
-    report, _ = process.communicate(timeout=120)
+    report, _ = process.communicate(timeout=400)
     assert process.returncode == 75, report
     stopped = len(losses(output))
     assert 7 <= stopped < UPDATES
@@ -146,7 +146,7 @@ def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(tmp_path: Path) 
         # One rank alone: the others learn of it after the update.
         worker.send_signal(signal.SIGTERM)
         break
-    report, _ = process.communicate(timeout=120)
+    report, _ = process.communicate(timeout=400)
     assert f"resumed from iter_{stopped:07d} after update {stopped}" in report
     assert "stopped by SIGTERM after update" in report
     assert process.returncode != 0
@@ -159,7 +159,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     job = write_job(tmp_path, output, train=short(updates=2))
     (output / "metrics.jsonl").mkdir()
     process = launch(job, output)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=400)
     assert process.returncode == 1
     report = text[text.rindex("LaunchError") :]
     assert f"PlatformError  {output / 'metrics.jsonl'}" in report
@@ -178,8 +178,8 @@ def test_the_death_of_one_rank_ends_the_others_with_one_report(tmp_path: Path) -
     ]
     begun = time.monotonic()
     next(w for w in workers if w.environ().get("RANK") == "2").kill()
-    report, _ = process.communicate(timeout=100)
-    assert time.monotonic() - begun < 60
+    report, _ = process.communicate(timeout=400)
+    assert time.monotonic() - begun < 150
     assert process.returncode == 1
     assert "LaunchError  train" in report
     assert "rank 2 was killed (SIGKILL)" in report
@@ -210,25 +210,13 @@ def test_a_poisoned_sample_is_skipped_and_kept_for_replay(tmp_path: Path) -> Non
     )
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk with room for one checkpoint of the tiny model, not for two."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_keeps_what_was_saved_and_the_run_goes_on_when_there_is_room(
     tmp_path: Path, small_disk: Path
 ) -> None:
     output = small_disk / "run"
     job = write_job(tmp_path, output, dtype="float32", train=short(updates=18))
     process = start(job, 1)
-    report, _ = process.communicate(timeout=300)
+    report, _ = process.communicate(timeout=400)
     assert process.returncode != 0
     assert "CheckpointError" in report
     assert "GB are free" in report
@@ -249,24 +237,18 @@ def test_a_disk_that_fills_during_a_save_keeps_what_was_saved(
 
     The index is rank 0's to write, while the other rank waits for it.
     """
-
-    def limit(more: int) -> None:
-        disk = os.statvfs(small_disk)
-        options = f"remount,size=50m,nr_inodes={disk.f_files - disk.f_ffree + more}"
-        subprocess.run(["mount", "-o", options, str(small_disk)], check=True)
-
     output = tmp_path / "run"
     output.mkdir()
     (output / "checkpoints").symlink_to(small_disk)
-    limit(1000)
+    leave_room_for(1000, small_disk)
     train = short(updates=18)
     job = write_job(tmp_path, output, dtype="float32", train=train, stop_after=6)
     run(job, processes)
     (first,) = files.complete(output / "checkpoints")
-    limit(more_files)
+    leave_room_for(more_files, small_disk)
     job = write_job(tmp_path, output, dtype="float32", train=train)
     process = start(job, processes)
-    report, _ = process.communicate(timeout=300)
+    report, _ = process.communicate(timeout=400)
     assert process.returncode != 0
     assert "the checkpoint could not be written" in report
     assert "No space left on device" in report
@@ -274,7 +256,7 @@ def test_a_disk_that_fills_during_a_save_keeps_what_was_saved(
     assert files.complete(output / "checkpoints") == [first]
     assert not [*(output / "checkpoints").glob(".iter*")]
     assert files.damage(first, 0, 1) is None
-    limit(1000)
+    leave_room_for(1000, small_disk)
     assert "resumed from iter_0000006 after update 6" in run(job, processes)
     assert [step for step, _, _ in losses(output)] == list(range(1, 19))
     assert len(files.complete(output / "checkpoints")) > 1
@@ -317,7 +299,7 @@ def kill_savers(folder: Path, kills: int) -> None:
             victim = os.fork()
             if not victim:
                 save_until_killed(folder)
-            deadline = time.monotonic() + 100
+            deadline = time.monotonic() + 300
             while not (folder / "ready").is_file():
                 assert time.monotonic() < deadline, "no checkpoint was written"
                 time.sleep(0.01)

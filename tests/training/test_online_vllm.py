@@ -2,8 +2,10 @@
 
 import math
 import os
+import re
 import signal
 from collections.abc import Sequence
+from logging import FileHandler
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.engine import checkpoint_folder as files
+from megatron_reason.logs import get_logger
 from megatron_reason.training.jobs import TrainJob
 from tests.distributed import spawn
 from tests.training.online_run import make_data, make_job, metrics, rollouts, run_all
@@ -24,11 +27,11 @@ FEW = {"prompts_per_update": 3, "rollouts_per_prompt": 4}
 UPDATES = 3
 WIDE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 """Heads of 64 columns, as vLLM needs on a CPU."""
-RUNS = {
-    "grpo": ("grpo", {}), "srft": ("srft", {}), "dies": ("grpo", {"steps_ahead": 1}),
-    "dies_twice": ("grpo", {}),
-}  # fmt: skip
 _LONG = {"max_tokens": 40}
+RUNS = {
+    "grpo": ("grpo", FEW, {}), "srft": ("srft", FEW | {"temperature": 0.7}, {}),
+    "dies": ("grpo", FEW, {"steps_ahead": 1}), "dies_twice": ("grpo", FEW, _LONG),
+}  # fmt: skip
 
 
 def kill_once(actor: Any, run: str, version: int) -> None:
@@ -65,6 +68,7 @@ def run_where_some_die(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> 
         return graded(collector, *what)
 
     Actor.go_ahead, Actor.batch, Collector._graded = killed_ahead, killed_between, killed_amid
+    get_logger("megatron_reason").addHandler(FileHandler(jobs[0].output.parent / "log"))
     try:
         run_all(rank, world_size, jobs)
     finally:
@@ -77,13 +81,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("live")
     make_data(folder, WIDE)
     jobs: list[TrainJob] = []
-    for name, (method, rollout) in RUNS.items():
-        job = make_job(folder, name, method, FEW, updates=UPDATES, rollout=rollout)
+    for name, (method, settings, rollout) in RUNS.items():
+        job = make_job(folder, name, method, settings, updates=UPDATES, rollout=rollout)
         assert job.rollout is not None
-        asked = job.rollout.model_copy(update={"engine": VLLM})
+        # A prompt's four at a time, so that others are left when it is done.
+        places = 4 if name == "dies_twice" else VLLM.max_num_seqs
+        engine = VLLM.model_copy(update={"max_num_seqs": places})
+        asked = job.rollout.model_copy(update={"engine": engine})
         jobs.append(job.model_copy(update={"rollout": asked}))
     spawn(run_where_some_die, 1, jobs)
     return folder
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -116,6 +127,7 @@ def test_an_engine_that_dies_in_a_synchronous_run_has_the_trainers_weights_again
     output = folder / "dies_twice"
     assert (output / "killed_1").exists()
     assert (output / "killed_2").exists()
+    assert re.search(r"the engine is back; [12] of 3 prompts are asked again", log_of(folder))
     for step in range(1, UPDATES + 1):
         assert {row["policy_version"] for row in rollouts(output, step)} == {step - 1}
     assert [row["rollout/staleness"] for row in metrics(output)[-UPDATES:]] == [0.0] * UPDATES
@@ -138,10 +150,10 @@ def test_a_signal_to_every_process_saves_and_leaves_and_the_run_goes_on(folder: 
         assert len(everyone) > 4, "launcher, two ranks, an engine, a grader"
         for one in (*everyone, psutil.Process(process.pid)):
             one.send_signal(number)
-        report, _ = process.communicate(timeout=120)
+        report, _ = process.communicate(timeout=400)
         assert process.returncode == 75, report
         assert "the engine is started again" not in report
-        _, alive = psutil.wait_procs(everyone, timeout=15)
+        _, alive = psutil.wait_procs(everyone, timeout=60)
         assert not alive
         assert f"resumed from iter_{stopped:07d}" in report or not stopped
         last = files.complete(job.output / "checkpoints")[-1]
@@ -150,3 +162,27 @@ def test_a_signal_to_every_process_saves_and_leaves_and_the_run_goes_on(folder: 
         assert f"saved {last.name}" in report
         assert metrics(job.output)[-1]["step"] == stopped
         assert metrics(job.output)[-1]["reward/status_crash"] == 0
+
+
+def test_a_trainer_killed_with_9_leaves_neither_vllm_nor_graders_behind(folder: Path) -> None:
+    """Nobody is left who could close them; they must see it themselves."""
+    job = make_job(folder, "orphaned", "grpo", FEW, updates=200, rollout=_LONG)
+    assert job.rollout is not None
+    job = job.model_copy(update={"rollout": job.rollout.model_copy(update={"engine": VLLM})})
+    job.output.mkdir()
+    path = job.output / "job.json"
+    path.write_text(job.model_dump_json(), encoding="utf-8")
+    process = launch(path, job.output, processes=1)
+    wait_for_updates(job.output, process, 1)
+    trainer = psutil.Process(process.pid)
+    others = trainer.children(recursive=True)
+    ours = [one for one in others if "training.worker" in " ".join(one.cmdline())]
+    left = [one for one in others if one not in ours]
+    named = [" ".join(one.cmdline()) for one in left]
+    assert any("generation.child" in name for name in named), "vLLM"
+    assert any("rewards._worker" in name for name in named), "a grader"
+    for one in (trainer, *ours):
+        one.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(left, timeout=30)
+    assert not alive
