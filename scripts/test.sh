@@ -17,9 +17,9 @@ if [ $# = 0 ]; then
   fi
 fi
 
-# Three files at a time, on two cores: half of the tests keep one busy, the others wait for up to
-# four processes of their own, for servers, for SLURM. On a large machine: TEST_WORKERS=8 ./scripts/test.sh
+# Two files at a time, on two cores: half of the tests keep one busy, the others wait for up to four
+# processes of their own, for servers, for SLURM. On a large machine: TEST_WORKERS=8 ./scripts/test.sh
 say "tests"
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest --numprocesses "${TEST_WORKERS:-3}" --dist loadfile --no-loadscope-reorder \
+exec "$PYTHON" -m pytest --numprocesses "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder \
   --durations=25 "$@"
