@@ -28,6 +28,12 @@ layout() {
     printf -- '--set\nlaunch.processes=%s\n' "$SLURM_GPUS_ON_NODE"
 }
 
+# A server has no layout: it shards its model among the GPUs that the job got, unless it is told.
+shards() {
+  [ "$gpus_per_node" = 0 ] || [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] ||
+    printf -- '--set\nengine.tensor_parallel_size=%s\n' "$SLURM_GPUS_ON_NODE"
+}
+
 requeue() {
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_requeues" ]; then
     give_up "requeued ${SLURM_RESTART_COUNT} times (max_requeues in the cluster's file); stopping"
@@ -54,11 +60,16 @@ mreason_job() {
   settings="$(python -m megatron_reason.launch.clusters "$cluster")" || give_up "see above"
   local max_requeues=0 gpus_per_node=0
   eval "$settings"
-  # A server has no layout: its one GPU could not hold the trainer's.
-  [ "$verb" = serve ] || mapfile -t arguments < <(layout "$cluster")
+  if [ "$verb" = serve ]; then
+    mapfile -t arguments < <(shards)
+    arguments+=("$@")
+  else
+    mapfile -t arguments < <(layout "$cluster")
+    arguments=("$@" "${arguments[@]}")
+  fi
 
   say "mreason $verb $* (${SLURM_JOB_NUM_NODES:-1} nodes: ${SLURM_JOB_NODELIST:-})"
-  python -m megatron_reason.cli.app "$verb" "$@" "${arguments[@]}" &
+  python -m megatron_reason.cli.app "$verb" "${arguments[@]}" &
   child=$!
   trap 'say "told to stop"; kill -USR1 "$child" 2>/dev/null || true' USR1 TERM
   # A trapped signal ends `wait` early; asked again, it knows how the child ended.

@@ -8,7 +8,9 @@
 #SBATCH --signal=B:USR1@300
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%A-%a.out
-# vLLM servers for a training with rollouts, one GPU each, which register in a folder:
+# vLLM servers for a training with rollouts, which register in a folder. Each shards its model among
+# the GPUs of its job (--gpus-per-node=4; where a job always gets whole nodes and fewer are wanted,
+# --set engine.tensor_parallel_size=4):
 #   sbatch --array=0-7 slurm/serve.sh RECIPE runs/mine/servers
 #   sbatch slurm/grpo_7b.sh --set engine.name=vllm-server \
 #     --set engine.servers_folder=runs/mine/servers --set engine.num_servers=8

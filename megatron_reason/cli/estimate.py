@@ -21,7 +21,7 @@ _HEADER = [
 def show_estimate(settings: "RunConfig", gpus: str, mfu: float) -> None:
     """Print for each training what its layout comes to, and the fastest that fit."""
     from megatron_reason.pipeline.estimate import cheapest_changes, propose, ranked
-    from megatron_reason.pipeline.workload import machine_of, trainings
+    from megatron_reason.pipeline.workload import engine_objection, machine_of, trainings
 
     machine = machine_of(gpus)
     for found in trainings(settings, ranks=machine.count, machine=machine):
@@ -44,6 +44,8 @@ def show_estimate(settings: "RunConfig", gpus: str, mfu: float) -> None:
             typer.echo(f"  {words}  ({total / 2**30:.0f} GiB)")
         if not changes:
             typer.echo("  no single change; take one of the layouts above, or more GPUs")
+    if (refusal := engine_objection(settings, machine)) is not None:
+        typer.echo(refusal)
 
 
 def _show(

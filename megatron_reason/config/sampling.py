@@ -1,10 +1,13 @@
 """How responses are drawn from a model, and where its engine lives."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megatron_reason.config.base import Strict
+
+_ALONE = 0.85
+_SHARED = 0.5
 
 
 class SamplingConfig(Strict):
@@ -34,14 +37,16 @@ class EngineConfig(Strict):
     """Folder in which those servers register, in place of their URLs."""
     num_servers: int = Field(default=1, ge=1)
     """Servers to wait for in that folder."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs (on a CPU: processes) among which vLLM, or each server, shards the model."""
     max_model_len: int = Field(default=1024, ge=1)
     """Longest prompt plus response in tokens."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Sequences decoded at once."""
     kv_cache_mb: int = Field(default=512, ge=16)
     """Memory for keys and values in MiB (CPU engines)."""
-    gpu_memory_fraction: float = Field(default=0.85, gt=0, le=1)
-    """Share of a GPU's memory that vLLM may take."""
+    gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of a GPU's memory that vLLM may take; None takes 0.85, and 0.5 beside a trainer."""
     start_timeout_s: float = Field(default=600, gt=0)
     """Seconds an engine may take to start or to load weights."""
     request_timeout_s: float = Field(default=1800, gt=0)
@@ -53,3 +58,23 @@ class EngineConfig(Strict):
     those of the distribution that was sampled from, which training on rollouts needs."""
     sleep_mode: bool = False
     """Let the engine give its memory back between rollouts; vLLM can on GPUs only."""
+
+    @property
+    def memory_fraction(self) -> float:
+        """Share of a GPU's memory that vLLM takes where it has that GPU alone."""
+        return _ALONE if self.gpu_memory_fraction is None else self.gpu_memory_fraction
+
+    def beside_a_trainer(self) -> Self:
+        """The same for an engine that makes a training's rollouts."""
+        if self.name != "vllm" or self.gpu_memory_fraction is not None:
+            return self
+        return self.model_copy(update={"gpu_memory_fraction": _SHARED})
+
+    @model_validator(mode="after")
+    def _transformers_does_not_shard(self) -> Self:
+        if self.name == "transformers" and self.tensor_parallel_size > 1:
+            raise ValueError(
+                "the engine 'transformers' lives in one process: set tensor_parallel_size: 1, or "
+                "name: vllm"
+            )
+        return self

@@ -42,7 +42,7 @@ def engine_arguments(
         }
     else:
         device = {
-            "gpu_memory_utilization": config.gpu_memory_fraction,
+            "gpu_memory_utilization": config.memory_fraction,
             "enable_sleep_mode": config.sleep_mode,
         }
     return {
@@ -51,6 +51,7 @@ def engine_arguments(
         "dtype": dtype,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
         "enable_prefix_caching": True,
         "logprobs_mode": LOGPROBS[config.logprobs],
         "disable_log_stats": True,
@@ -59,13 +60,18 @@ def engine_arguments(
     }
 
 
-def engine_environment() -> dict[str, str]:
+def engine_environment(config: EngineConfig) -> dict[str, str]:
     """Environment variables of a process that runs vLLM."""
-    return {
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+    workers = config.tensor_parallel_size
+    environment = {
+        "OMP_NUM_THREADS": str(max(len(os.sched_getaffinity(0)) // workers, 1)),
         # Threads that spin at barriers make every step ten times slower on cores that are shared.
         "OMP_WAIT_POLICY": "PASSIVE",
         # The folder is all that is needed; no hub is asked for anything.
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
+    if workers > 1:
+        # On CPUs it would want memory of its own for each worker (a NUMA node).
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return environment

@@ -119,8 +119,8 @@ class VllmEngine(OwnedEngine):
 
     def _start(self) -> None:
         started_s = time.monotonic()
-        # One process holds the model; see vllm_process.py.
-        environment = {**engine_environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        # The child itself asks vLLM; see vllm_process.py.
+        environment = {**engine_environment(self._config), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         self._child = Child(ENTRY, self._log_path, environment=environment)
         self._is_open = True
         _log.info("vLLM starts on %s; its log is %s", self._folder, self._log_path)

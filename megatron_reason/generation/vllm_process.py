@@ -1,8 +1,9 @@
 """What runs inside the engine's own process, and the messages that go in and out of it.
 
 vLLM is stepped here directly (its own engine-core process switched off), so one process holds the
-model: it starts in half the time, gets all cores, and is one thing to kill. An exception ends the
-process; the parent tells of it. Not here: deadlines and checks of what is asked (`vllm_engine.py`).
+model: it starts in half the time, gets all cores, and is one thing to kill. A sharded model has
+workers in the same process group. An exception ends the process; the parent tells of it. Not here:
+deadlines and checks of what is asked (`vllm_engine.py`).
 """
 
 from collections.abc import Iterator

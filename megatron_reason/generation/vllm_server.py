@@ -89,7 +89,7 @@ def serve(serving: Serving) -> None:
     ended = _Ended()
     deaths = 0
     while not ended.is_asked:
-        child = Child(ENTRY, serving.log_path, environment=_environment())
+        child = Child(ENTRY, serving.log_path, environment=_environment(serving))
         try:
             child.send(_arguments(serving), serving.config.start_timeout_s)
             _await_start(serving, child, ended)
@@ -154,8 +154,8 @@ def _arguments(serving: Serving) -> list[str]:
     return flags
 
 
-def _environment() -> dict[str, str]:
-    return {**engine_environment(), "VLLM_SERVER_DEV_MODE": "1"}
+def _environment(serving: Serving) -> dict[str, str]:
+    return {**engine_environment(serving.config), "VLLM_SERVER_DEV_MODE": "1"}
 
 
 def _probed(host: str, port: int) -> int:

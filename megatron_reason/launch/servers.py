@@ -45,6 +45,12 @@ class Component:
     cpus_per_task: int
     """CPUs of each."""
 
+    def gpus_per_task(self, cluster: ClusterConfig) -> int:
+        """GPUs of each server, which shards the model among them; none on a cluster without."""
+        if not cluster.gpus_per_node:
+            return 0
+        return max(cluster.gpus_per_node * self.nodes // self.tasks, 1)
+
     @classmethod
     def read(cls) -> "Component | None":
         """The second component that SLURM describes in our environment; None where is none."""
@@ -91,7 +97,9 @@ def servers(
     log = run_folder / "logs" / "servers.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     told = [sys.executable, "-m", "megatron_reason.cli.app", "serve", *command]
+    gpus = component.gpus_per_task(cluster)
     told += ["--register", str(folder), "--port", "0"]
+    told += ["--set", f"engine.tensor_parallel_size={max(gpus, 1)}"]
     with interruptible("the servers"), log.open("ab") as stream:
         begin = stream.tell()
         process = subprocess.Popen(
@@ -119,10 +127,11 @@ def servers(
 
 
 def _srun(component: Component, cluster: ClusterConfig) -> list[str]:
+    gpus = component.gpus_per_task(cluster)
     return [
         "srun", f"--het-group={_GROUP}", f"--nodes={component.nodes}",
         f"--ntasks={component.tasks}", f"--cpus-per-task={component.cpus_per_task}",
-        *(["--gpus-per-task=1"] if cluster.gpus_per_node else []),
+        *([f"--gpus-per-task={gpus}"] if gpus else []),
         "--export=ALL", "--mpi=none", "--kill-on-bad-exit=1", "--label", "--unbuffered",
         *container_options(cluster), *cluster.srun_options,
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Literal
 from megatron_reason.config.gpus import GIB, GPUS, Gpu, GpuName
 from megatron_reason.config.model import Precision
 from megatron_reason.pipeline._sizes import Sizes
+from megatron_reason.pipeline.engine_share import EngineShare
 from megatron_reason.schema.method import Frozen, Needs
 
 Recompute = Literal["none", "selective", "full"]
@@ -76,7 +77,7 @@ class Memory:
     reference: float = 0.0
     """A frozen copy of the weights, for methods that compare with one."""
     engine: float = 0.0
-    """What vLLM takes of the same GPU."""
+    """What an engine takes of the same GPU; of one that sleeps, what it takes beyond the rest."""
 
     @property
     def total(self) -> float:
@@ -95,20 +96,20 @@ class Extras:
     """Bytes of a weight and of an activation."""
     has_reference: bool = False
     """Whether a frozen copy of the weights is compared with."""
-    engine_bytes: float = 0.0
-    """What vLLM takes of the same GPU."""
+    engine: EngineShare | None = None
+    """What an engine takes of the same GPU."""
     keeps_logits: bool = False
     """Whether the head's logits wait for a backward pass (docs/token_stats.md, Memory)."""
     optimizer_states: int = 1
     """Sets of moments."""
 
     @classmethod
-    def of(cls, dtype: Precision, needs: Needs, engine_bytes: float = 0.0) -> "Extras":
+    def of(cls, dtype: Precision, needs: Needs, engine: EngineShare | None = None) -> "Extras":
         """What a method adds to a model with weights of `dtype`."""
         frozen = needs.frozen & {Frozen.REF_LOGPROB, Frozen.REF_HIDDEN}
         keeps = needs.whole_sequences or Frozen.REF_HIDDEN in frozen
         return cls(
-            4 if dtype == "float32" else 2, bool(frozen), engine_bytes, keeps,
+            4 if dtype == "float32" else 2, bool(frozen), engine, keeps,
             needs.optimizer_states,
         )  # fmt: skip
 
@@ -129,14 +130,16 @@ def _stage(sizes: Sizes, layout: Layout, extras: Extras, stage: int) -> Memory:
     # Main weights are a copy only where the model's are not float32 themselves.
     per_weight = 8 * extras.optimizer_states + (0 if wide else 4)
     in_flight = layout.pp - stage
+    activations = _activations(sizes, layout, extras.value_bytes, layers, in_flight)
+    logits = _logits(sizes, layout, extras) if is_last else 0.0
     return Memory(
         weights=weights * extras.value_bytes,
         gradients=weights * 4,
         optimizer=weights * per_weight / (layout.dp * layout.cp),
-        activations=_activations(sizes, layout, extras.value_bytes, layers, in_flight),
-        logits=_logits(sizes, layout, extras) if is_last else 0.0,
+        activations=activations,
+        logits=logits,
         reference=weights * extras.value_bytes if extras.has_reference else 0.0,
-        engine=extras.engine_bytes,
+        engine=extras.engine.beside(activations + logits) if extras.engine else 0.0,
     )
 
 
@@ -273,7 +276,7 @@ def _splits(sizes: Sizes, tp: int, pp: int) -> bool:
 def cheapest_changes(
     sizes: Sizes, layout: Layout, extras: Extras, *, limit: float, longest: int
 ) -> list[tuple[str, float]]:
-    """Single changes of `layout`, on as many ranks, under which memory stays below `limit` bytes.
+    """Single changes, on as many ranks, under which memory stays below `limit` bytes.
 
     Returns:
         At most three: what to set, and the bytes predicted; the least cost in speed first.
@@ -310,4 +313,23 @@ def cheapest_changes(
             changed = replace(layout, cp=factor * layout.cp, dp=layout.dp // factor)
             changes.append((f"train.parallel.context_parallel_size: {changed.cp}", changed))
     totals = [(words, memory_of(sizes, changed, extras).total) for words, changed in changes]
+    totals = [*_engine_changes(sizes, layout, extras, limit), *totals]
     return [(words, total) for words, total in totals if total <= limit][:3]
+
+
+def _engine_changes(
+    sizes: Sizes, layout: Layout, extras: Extras, limit: float
+) -> Iterator[tuple[str, float]]:
+    """What an engine on the same GPU can do for the trainer: take less of it, or sleep."""
+    if extras.engine is None:
+        return
+
+    def total(engine: EngineShare) -> float:
+        return memory_of(sizes, layout, replace(extras, engine=engine)).total
+
+    for engine in extras.engine.smaller():
+        if total(engine) <= limit:
+            yield f"engine.gpu_memory_fraction: {engine.fraction:.2f}", total(engine)
+            break
+    if not extras.engine.sleeps:
+        yield "engine.sleep_mode: true", total(replace(extras.engine, sleeps=True))

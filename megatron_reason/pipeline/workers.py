@@ -5,6 +5,7 @@ Not here: what the jobs do (`training`), and how processes start (`launch`).
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_reason.config.launch import LaunchConfig
 from megatron_reason.errors import ConfigError, LaunchError
@@ -14,6 +15,10 @@ from megatron_reason.launch.clusters import load_cluster
 from megatron_reason.launch.local import LocalLauncher
 from megatron_reason.launch.slurm import SlurmLauncher
 from megatron_reason.training.jobs import EntropyJob, StageJob, TrainJob
+
+if TYPE_CHECKING:
+    from megatron_reason.pipeline._sizes import Sizes
+    from megatron_reason.pipeline.engine_share import EngineShare
 
 WORKER = "megatron_reason.training.worker"
 LOCAL = "local"
@@ -67,7 +72,8 @@ def advice(job: TrainJob, launch: LaunchConfig) -> str:
 
     sizes = sizes_of(str(job.model_folder), job.model_folder)
     layout = layout_of(job.train, launch.world_size)
-    extras = Extras.of(job.model.dtype, build_method(job.method).required())
+    engine = _engine_beside(job, launch, sizes)
+    extras = Extras.of(job.model.dtype, build_method(job.method).required(), engine)
     now = memory_of(sizes, layout, extras).total
     # Where the GPU is not known, what did not fit must at least become a tenth smaller.
     limit = min(0.9 * now, usable_on(launch))
@@ -77,6 +83,18 @@ def advice(job: TrainJob, launch: LaunchConfig) -> str:
     lines = [f"  {words}  ({total / 2**30:.1f} GiB)" for words, total in changes]
     head = f"It ran out of memory; {now / 2**30:.1f} GiB were predicted ({layout}). Any of these:"
     return "\n  ".join([head, *lines])
+
+
+def _engine_beside(job: TrainJob, launch: LaunchConfig, sizes: "Sizes") -> "EngineShare | None":
+    """What the engine of the training's rollouts takes of a GPU, where that is known."""
+    from megatron_reason.config.gpus import GPUS
+    from megatron_reason.pipeline.engine_share import EngineShare
+    from megatron_reason.pipeline.workload import gpu_on
+
+    if job.rollout is None or (gpu := gpu_on(launch)) is None:
+        return None
+    shared = job.rollout.engine.beside_a_trainer()
+    return EngineShare.of(shared, sizes, GPUS[gpu], job.model.dtype)
 
 
 def launcher_for(launch: LaunchConfig) -> Launcher:

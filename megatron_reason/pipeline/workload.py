@@ -15,6 +15,7 @@ from megatron_reason.curation.select import SelectConfig
 from megatron_reason.errors import ConfigError
 from megatron_reason.launch.clusters import load_cluster
 from megatron_reason.pipeline._sizes import Sizes, sizes_of
+from megatron_reason.pipeline.engine_share import EngineShare, objection
 from megatron_reason.pipeline.estimate import Extras, Layout, Machine, Workload
 from megatron_reason.pipeline.run_config import RunConfig
 from megatron_reason.schema.method import TrainState, build_method
@@ -53,11 +54,15 @@ def machine_of(text: str) -> Machine:
     return Machine(gpu, int(count), min(8, int(count)))
 
 
+def gpu_on(launch: LaunchConfig) -> GpuName | None:
+    """The GPU that `launch` names by its cluster, if that says which."""
+    return None if launch.cluster == "local" else load_cluster(launch.cluster).gpu
+
+
 def usable_on(launch: LaunchConfig) -> float:
     """Bytes of a GPU that tensors can take, where `launch` says which GPU; else infinite."""
-    if launch.cluster == "local" or (gpu := load_cluster(launch.cluster).gpu) is None:
-        return inf
-    return Machine(gpu, 1).usable
+    gpu = gpu_on(launch)
+    return inf if gpu is None else Machine(gpu, 1).usable
 
 
 def trainings(config: RunConfig, *, ranks: int, machine: Machine | None) -> list[Training]:
@@ -68,6 +73,18 @@ def trainings(config: RunConfig, *, ranks: int, machine: Machine | None) -> list
     """
     sizes = sizes_of(config.model.path, config.run.model_cache)
     return [_training(config, variant, sizes, ranks, machine) for variant in config.variants]
+
+
+def engine_objection(config: RunConfig, machine: Machine) -> str | None:
+    """Why the run's engine cannot hold its model on such GPUs; None if it can, or has none.
+
+    Raises:
+        ConfigError: a model whose sizes are not known.
+    """
+    sizes = sizes_of(config.model.path, config.run.model_cache)
+    is_shared = any(map(config.learns_online, config.variants))
+    engine = config.engine.beside_a_trainer() if is_shared else config.engine
+    return objection(engine, sizes, GPUS[machine.gpu], config.model.dtype)
 
 
 def layout_of(train: TrainConfig, ranks: int) -> Layout:
@@ -89,9 +106,10 @@ def _training(
     longest = min(_longest(config, variant), train.batch.max_tokens_per_microbatch)
     sequences = sum(plan.counts.values()) + plan.prompts * plan.rollouts_per_prompt
     mean = longest * _MEAN_SHARE
-    engine = 0.0
-    if config.learns_online(variant) and machine is not None and not config.engine.sleep_mode:
-        engine = GPUS[machine.gpu].memory * config.engine.gpu_memory_fraction
+    engine = None
+    if config.learns_online(variant) and machine is not None:
+        shared = config.engine.beside_a_trainer()
+        engine = EngineShare.of(shared, sizes, GPUS[machine.gpu], config.model.dtype)
     return Training(
         variant,
         sizes,

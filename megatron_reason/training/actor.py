@@ -144,7 +144,8 @@ def acting(
     with ExitStack() as stack:
         log_folder = job.output / "logs"
         # The log-probs of what was sampled from, which the trainer's are compared with.
-        told = rollout.engine.model_copy(update={"logprobs": "sampler"})
+        shared = rollout.engine.beside_a_trainer()
+        told = shared.model_copy(update={"logprobs": "sampler"})
         engine = stack.enter_context(
             closing(open_engine(weights, told, dtype=job.model.dtype, log_folder=log_folder))
         )  # fmt: skip

@@ -26,6 +26,18 @@ def test_what_does_not_fit_comes_with_what_would():
     assert "train.parallel.recompute: full" in shown
 
 
+def test_an_engine_beside_the_trainer_is_counted_and_told_to_take_less():
+    recipe = str(ROOT / "examples" / "baselines" / "grpo_7b.yaml")
+    greedy = ["--set", "engine.gpu_memory_fraction=0.85"]
+    shown = mreason("plan", recipe, "--gpus", "32xH100-80", *greedy).stdout
+    assert "do not fit into the 73 GiB" in shown
+    assert "engine.gpu_memory_fraction: 0.70  (72 GiB)" in shown
+    large = str(ROOT / "examples" / "oxa" / "full_72b.yaml")
+    alone = ["--set", "engine.tensor_parallel_size=1"]
+    shown = mreason("plan", large, "--gpus", "128xH100-80", *alone).stdout
+    assert "set engine.tensor_parallel_size: 4" in shown
+
+
 def test_gpus_that_are_none_are_refused():
     with pytest.raises(ConfigError, match="8xH100-80"):
         mreason("plan", RECIPE, "--gpus", "many")

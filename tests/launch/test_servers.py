@@ -50,6 +50,13 @@ def test_a_job_of_one_component_has_none(monkeypatch):
     assert Component.read() == Component("41.3", nodes=2, tasks=8, cpus_per_task=16)
 
 
+def test_a_task_has_its_share_of_the_node_s_gpus():
+    assert COMPONENT.gpus_per_task(ClusterConfig()) == 0
+    nodes = ClusterConfig(gpus_per_node=8)
+    shares = {tasks: Component("7.0", 2, tasks, 4).gpus_per_task(nodes) for tasks in (2, 4, 16, 32)}
+    assert shares == {2: 8, 4: 4, 16: 1, 32: 1}
+
+
 def test_they_are_told_to_leave_and_leave_nothing(srun, tmp_path):
     srun(REGISTERS)
     cluster = ClusterConfig(gpus_per_node=8, container="image", srun_options=("--x",))
@@ -59,8 +66,9 @@ def test_they_are_told_to_leave_and_leave_nothing(srun, tmp_path):
     assert not folder.exists()
     told, last = (tmp_path / "run" / "logs" / "servers.log").read_text().splitlines()
     for words in (
-        "--het-group=1 --nodes=2 --ntasks=2 --cpus-per-task=4 --gpus-per-task=1",
-        "--container-image=image --x bash -c", "serve run.yaml --register", "--port 0",
+        "--het-group=1 --nodes=2 --ntasks=2 --cpus-per-task=4 --gpus-per-task=8",
+        "--container-image=image --x bash -c", "serve run.yaml --register",
+        "--port 0 --set engine.tensor_parallel_size=8",
     ):  # fmt: skip
         assert words in told
     assert last == "told to leave"

@@ -2,6 +2,7 @@ import pytest
 
 from megatron_reason.config.gpus import GIB
 from megatron_reason.pipeline._sizes import KNOWN
+from megatron_reason.pipeline.engine_share import EngineShare
 from megatron_reason.pipeline.estimate import (
     Extras,
     Layout,
@@ -128,6 +129,8 @@ def test_fewer_tokens_than_ranks_can_take_leave_some_idle():
 
 
 def test_an_engine_beside_the_trainer_takes_its_share():
-    with_engine = memory_of(QWEN_7B, ALONE, Extras(engine_bytes=GIB, has_reference=True))
+    with_engine = memory_of(
+        QWEN_7B, ALONE, Extras(engine=EngineShare(0, 80 * GIB, 1 / 80), has_reference=True)
+    )
     without = memory_of(QWEN_7B, ALONE, Extras())
     assert with_engine.total == without.total + GIB + without.weights

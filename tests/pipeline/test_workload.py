@@ -5,8 +5,14 @@ import pytest
 from megatron_reason.config.launch import LaunchConfig
 from megatron_reason.config.load import load_config
 from megatron_reason.errors import ConfigError
+from megatron_reason.pipeline.estimate import propose
 from megatron_reason.pipeline.run_config import RunConfig
-from megatron_reason.pipeline.workload import machine_of, trainings, usable_on
+from megatron_reason.pipeline.workload import (
+    engine_objection,
+    machine_of,
+    trainings,
+    usable_on,
+)
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -31,8 +37,27 @@ def test_an_update_of_oxa_is_256_sequences_and_a_reference_is_counted():
     assert rl.updates == 1200
     assert rl.extras.has_reference
     assert not full["oxa_full"].extras.has_reference
-    assert rl.extras.engine_bytes == pytest.approx(0.85 * 80 * 2**30)
+    assert rl.extras.engine is not None
+    assert rl.extras.engine.taken == 0.5 * 80 * 2**30
     assert rl.layout.dp == 8
+
+
+@pytest.mark.parametrize("folder", ["baselines", "dr", "lese", "oxa", "srft"])
+def test_every_recipe_fits_on_its_gpus_with_its_engine(folder):
+    """An engine beside a trainer, and weights that one GPU cannot hold, included."""
+    recipes = sorted((EXAMPLES / folder).glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        _assert_fits(load_config(recipe, [], RunConfig))
+
+
+def _assert_fits(config):
+    size = config.launch.world_size
+    machine = machine_of(f"{size}xH100-80")
+    assert engine_objection(config, machine) is None
+    for found in trainings(config, ranks=size, machine=machine):
+        asked = propose(found.sizes, found.layout, found.work, machine, found.extras, mfu=0.4)
+        assert asked.fits, f"{config.run.name}: {found.variant}"
 
 
 @pytest.mark.parametrize("text", ["8", "x", "0xH100-80", "8xH100", "eightxH100-80"])

@@ -31,6 +31,7 @@ _LONG = {"max_tokens": 40}
 RUNS = {
     "grpo": ("grpo", FEW, {}), "srft": ("srft", FEW | {"temperature": 0.7}, {}),
     "dies": ("grpo", FEW, {"steps_ahead": 1}), "dies_twice": ("grpo", FEW, _LONG),
+    "sharded": ("grpo", FEW, _LONG),
 }  # fmt: skip
 
 
@@ -40,6 +41,17 @@ def kill_once(actor: Any, run: str, version: int) -> None:
     if actor.source.folder.parent.name == run and not note.exists():
         note.touch()
         os.killpg(actor.engine.pid, signal.SIGKILL)
+
+
+def kill_a_worker(actor: Any) -> None:
+    """Kill one of the processes among which the engine of the run `sharded` shards its model."""
+    folder = actor.source.folder.parent
+    if folder.name != "sharded" or (folder / "worker").exists():
+        return
+    children = psutil.Process(actor.engine.pid).children()
+    workers = [child for child in children if "Worker" in child.name()]
+    (folder / "worker").write_text(str(len(workers)), encoding="utf-8")
+    workers[-1].kill()
 
 
 def run_where_some_die(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
@@ -59,6 +71,7 @@ def run_where_some_die(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> 
         actors[:] = [actor]
         if version == 1:
             kill_once(actor, "dies_twice", version)
+            kill_a_worker(actor)
         return batch(actor, position, version=version)
 
     def killed_amid(collector: Any, *what: Any) -> Any:
@@ -86,7 +99,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert job.rollout is not None
         # A prompt's four at a time, so that others are left when it is done.
         places = 4 if name == "dies_twice" else VLLM.max_num_seqs
-        engine = VLLM.model_copy(update={"max_num_seqs": places})
+        shards = 2 if name == "sharded" else 1
+        engine = VLLM.model_copy(update={"max_num_seqs": places, "tensor_parallel_size": shards})
         asked = job.rollout.model_copy(update={"engine": engine})
         jobs.append(job.model_copy(update={"rollout": asked}))
     spawn(run_where_some_die, 1, jobs)
@@ -131,6 +145,16 @@ def test_an_engine_that_dies_in_a_synchronous_run_has_the_trainers_weights_again
     for step in range(1, UPDATES + 1):
         assert {row["policy_version"] for row in rollouts(output, step)} == {step - 1}
     assert [row["rollout/staleness"] for row in metrics(output)[-UPDATES:]] == [0.0] * UPDATES
+
+
+def test_a_sharded_engine_one_of_whose_workers_dies_has_the_trainers_weights_again(
+    folder: Path,
+) -> None:
+    """Both workers have their shards of every tensor, before and after; see the checks above."""
+    output = folder / "sharded"
+    assert (output / "worker").read_text() == "2"
+    for step in range(1, UPDATES + 1):
+        assert {row["policy_version"] for row in rollouts(output, step)} == {step - 1}
 
 
 def test_a_signal_to_every_process_saves_and_leaves_and_the_run_goes_on(folder: Path) -> None:

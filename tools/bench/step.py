@@ -124,6 +124,7 @@ def time_line(name: str, training: Path) -> TimeLine:
 
 def alone(scratch: Path, prompts: list[list[str]], peer: str, chosen: argparse.Namespace) -> float:
     """Tokens a second of vLLM alone, in a process of its own."""
+    from megatron_reason.config.sampling import EngineConfig
     from megatron_reason.generation.vllm_arguments import engine_environment
 
     asked, found = scratch / "asked.json", scratch / "found.json"
@@ -131,7 +132,8 @@ def alone(scratch: Path, prompts: list[list[str]], peer: str, chosen: argparse.N
     command = [sys.executable, __file__, "--rollouts", str(chosen.rollouts), "--max-tokens"]
     command += [str(chosen.max_tokens), "--asked", str(asked), "--found", str(found)]
     command += ["--peer", peer]
-    subprocess.run(command, check=True, env=os.environ | engine_environment() | PEERS[peer])
+    environment = os.environ | engine_environment(EngineConfig())
+    subprocess.run(command, check=True, env=environment | PEERS[peer])
     return float(json.loads(found.read_text(encoding="utf-8")))
 
 
