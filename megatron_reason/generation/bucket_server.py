@@ -89,13 +89,13 @@ class BucketServer:
                 connection.sendall(_bytes(self._memory[number])[:size])
 
 
-def fetched(address: Address, size: int) -> Tensor:
-    """A bucket's bytes, uint8 [size].
+def fetch(address: Address, memory: Tensor) -> None:
+    """Fill `memory` (uint8, as long as the bucket) with a bucket's bytes.
 
     Raises:
         GenerationError: it is not offered there, or the connection broke.
     """
-    memory = torch.empty(size, dtype=torch.uint8)
+    size = memory.numel()
     try:
         with socket.create_connection((address.host, address.port), _TIMEOUT_S) as connection:
             connection.sendall(_ASK.pack(address.token.encode(), address.number, size))
@@ -106,7 +106,6 @@ def fetched(address: Address, size: int) -> Tensor:
             f"a bucket of {size} bytes could not be fetched from the trainer ({error}).",
             "Let the engine's machine reach the trainer's on every TCP port.",
         ) from error
-    return memory
 
 
 def address_towards(host: str, port: int) -> str:

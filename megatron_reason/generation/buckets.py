@@ -106,10 +106,15 @@ class SharedBuffer:
     def fill(self, bucket: Bucket) -> None:
         """Copy the tensors of a bucket here, from any device."""
         entries = [entry for entry, _ in bucket]
-        if size_of(entries) > self._memory.numel():
-            self._memory = mapped(self.path, size_of(entries))
-        for place, (_, tensor) in zip(views(self._memory, entries), bucket, strict=True):
+        memory = self.room(size_of(entries))
+        for place, (_, tensor) in zip(views(memory, entries), bucket, strict=True):
             place.copy_(tensor)
+
+    def room(self, size: int) -> Tensor:
+        """The first `size` bytes of it, uint8 [size]."""
+        if size > self._memory.numel():
+            self._memory = mapped(self.path, size)
+        return self._memory[:size]
 
 
 def mapped(path: str, size: int) -> Tensor:

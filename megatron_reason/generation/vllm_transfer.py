@@ -8,10 +8,13 @@ Imported by vLLM's workers alone. Not here: who fills the memory (`buckets.py`,
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from vllm.config import set_current_vllm_config
+from vllm.distributed import get_tp_group
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -23,11 +26,12 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from megatron_reason.errors import GenerationError
-from megatron_reason.generation.bucket_server import Address, fetched
+from megatron_reason.generation.bucket_server import Address, fetch
 from megatron_reason.generation.buckets import (
     SHARED_MEMORY,
     TCP,
     Entry,
+    SharedBuffer,
     checksum,
     mapped,
     size_of,
@@ -114,9 +118,17 @@ class BucketTransfer(WeightTransferEngine[NoInit, Info], Generic[Info]):
         """Check one bucket and load it.
 
         Raises:
-            GenerationError: other bytes than were put there.
+            GenerationError: other bytes than were put there, or a bucket that could not be had; of
+                a sharded model it is raised by the last shard, whichever it concerns.
         """
-        memory, entries = self.bucket(update_info)
+        failure: Exception | None = None
+        try:
+            self._load(*self.bucket(update_info))
+        except Exception as error:  # noqa: BLE001 - raised again, where vLLM hears it last
+            failure = error
+        _raise_on_last(failure)
+
+    def _load(self, memory: torch.Tensor, entries: list[Entry]) -> None:
         tensors = dict(zip(entries, views(memory, entries), strict=True))
         for entry, tensor in tensors.items():
             if (found := checksum(tensor)) != entry.checksum:
@@ -170,14 +182,60 @@ class SharedMemoryTransfer(BucketTransfer[MappedBucket]):
 
 
 class TcpTransfer(BucketTransfer[RemoteBucket]):
-    """For a trainer on another machine."""
+    """For a trainer on another machine; of a sharded model the first shard fetches for all."""
 
     update_info_cls = RemoteBucket
 
     def bucket(self, info: RemoteBucket) -> tuple[torch.Tensor, list[Entry]]:
         """A copy of the trainer's memory."""
         entries = [Entry.from_json(entry) for entry in info.entries]
-        return fetched(Address(**info.address), size_of(entries)), entries
+        address, size = Address(**info.address), size_of(entries)
+        if get_tp_group().world_size == 1:
+            memory = torch.empty(size, dtype=torch.uint8)
+            fetch(address, memory)
+            return memory, entries
+        return self._shared(address, size), entries
+
+    def _shared(self, address: Address, size: int) -> torch.Tensor:
+        """One copy for the shards of a machine; it stays until all have answered for the bucket."""
+        group = get_tp_group()
+        if not group.is_first_rank:
+            path = group.broadcast_object()
+            if path is None:
+                raise GenerationError("a bucket", "shard 0 could not fetch it.", "See its error.")
+            return mapped(path, size)
+        path = None
+        try:
+            memory = self._buffer.room(size)
+            fetch(address, memory)
+            path = self._buffer.path
+        finally:
+            group.broadcast_object(path)
+        return memory
+
+    @cached_property
+    def _buffer(self) -> SharedBuffer:
+        return SharedBuffer()
+
+
+def _raise_on_last(failure: Exception | None) -> None:
+    """Raise what failed on any shard, on the last one alone.
+
+    vLLM reads its workers' replies in their order and stops at an error: those behind it would be
+    taken for replies to the next call.
+    """
+    group = get_tp_group()
+    if group.world_size > 1:
+        found: list[str | None] = [None] * group.world_size
+        told = None if failure is None else f"{type(failure).__name__}: {failure}"
+        dist.all_gather_object(found, told, group=group.cpu_group)
+        if not group.is_last_rank:
+            return
+        others = [f"shard {shard}: {text}" for shard, text in enumerate(found) if text]
+        if failure is None and others:
+            failure = GenerationError("a bucket", others[0], "Look at the engine's log.")
+    if failure is not None:
+        raise failure
 
 
 def _lies_in(tensor: torch.Tensor, memory: torch.Tensor) -> bool:

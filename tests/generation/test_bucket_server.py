@@ -9,7 +9,7 @@ from megatron_reason.generation.bucket_server import (
     Address,
     BucketServer,
     address_towards,
-    fetched,
+    fetch,
 )
 from megatron_reason.generation.buckets import Bucket, described, size_of, views
 
@@ -19,6 +19,12 @@ HOST = "127.0.0.1"
 def bucket(seed: int, *sizes: int) -> Bucket:
     generator = torch.Generator().manual_seed(seed)
     return [described(f"w{size}", torch.randn(size, 3, generator=generator)) for size in sizes]
+
+
+def fetched(address: Address, size: int) -> torch.Tensor:
+    memory = torch.empty(size, dtype=torch.uint8)
+    fetch(address, memory)
+    return memory
 
 
 def check(address: Address, expected: Bucket) -> None:
@@ -57,7 +63,9 @@ def test_only_what_is_offered_is_given_to_those_who_know_the_token() -> None:
         for asked, size in ((stranger, 8), (replace(address, number=4), 8), (address, 10**6)):
             with pytest.raises(GenerationError, match="could not be fetched"):
                 fetched(asked, size)
-        assert len(fetched(address, 8)) == 8
+        first = torch.empty(8, dtype=torch.uint8)
+        fetch(address, first)
+        assert torch.equal(first.view(torch.float32), bucket(0, 5)[0][1].flatten()[:2])
     finally:
         server.close()
     with pytest.raises(GenerationError, match="could not be fetched"):

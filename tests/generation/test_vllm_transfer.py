@@ -1,15 +1,31 @@
-"""Checks of the transport inside the engine; a whole update is tested in `test_vllm_engine.py`."""
+"""Checks of the transports inside the engine, alone and as one of the shards of a model.
 
-from dataclasses import replace
+A whole update is tested in `test_vllm_engine.py` and `test_online_servers.py`.
+"""
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from megatron_reason.errors import GenerationError
-from megatron_reason.generation.buckets import SharedBuffer, described
+from megatron_reason.generation.bucket_server import Address, BucketServer
+from megatron_reason.generation.buckets import Entry, SharedBuffer, described
+from tests.distributed import spawn
 
 pytest.importorskip("vllm")
+
+Offer = Callable[[Entry, Tensor], dict[str, Any]]
+"""Puts a tensor where the engine's workers find it; gives what they are told of it."""
+HOST = "127.0.0.1"
 
 
 class Pair(torch.nn.Module):
@@ -20,47 +36,129 @@ class Pair(torch.nn.Module):
         self.a = torch.nn.Parameter(torch.zeros(4, 5))
         self.b = torch.nn.Parameter(torch.zeros(3))
 
-    def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+    def load_weights(self, weights: list[tuple[str, Tensor]]) -> None:
         for name, tensor in weights:
             parameter: Any = getattr(self, name)
             parameter.weight_loader(parameter, tensor)
 
 
-@pytest.fixture
-def transfer() -> Any:
-    from types import SimpleNamespace
+@pytest.mark.parametrize("shards", [1, 2])
+def test_buckets_come_and_bad_ones_are_refused_by_every_shard(shards: int) -> None:
+    spawn(check_transports, shards, megatron=False)
 
-    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 
+def check_transports(rank: int, world_size: int) -> None:
+    shard_model(world_size)
+    check_shared_memory(rank, world_size)
+    check_tcp(rank, world_size)
+
+
+def check_shared_memory(rank: int, world_size: int) -> None:
     from megatron_reason.generation.vllm_transfer import SharedMemoryTransfer
+
+    buffer = SharedBuffer()
+
+    def offer(entry: Entry, tensor: Tensor) -> dict[str, Any]:
+        buffer.fill([(entry, tensor)])
+        return {"path": buffer.path, "entries": [entry]}
+
+    check_memory_that_is_filled_again(partial(made, SharedMemoryTransfer), offer)
+    check_damage(partial(made, SharedMemoryTransfer), offer, rank, world_size)
+
+
+def check_tcp(rank: int, world_size: int) -> None:
+    from megatron_reason.generation import bucket_server, vllm_transfer
+
+    server = BucketServer([HOST], places=1) if rank == 0 else None
+
+    def offer(entry: Entry, tensor: Tensor) -> dict[str, Any]:
+        address: list[Address | None] = [None]
+        if server is not None:
+            server.offer([(entry, tensor)], 0)
+            address = [server.address(HOST, 0)]
+        dist.broadcast_object_list(address)
+        assert address[0] is not None
+        return {"address": asdict(address[0]), "entries": [asdict(entry)]}
+
+    fetched: list[Address] = []
+
+    def counted(address: Address, memory: Tensor) -> None:
+        fetched.append(address)
+        bucket_server.fetch(address, memory)
+
+    vllm_transfer.fetch = counted
+    check_memory_that_is_filled_again(partial(made, vllm_transfer.TcpTransfer), offer)
+    assert len(fetched) == (2 if rank == 0 else 0), "the first shard fetches for all"
+    check_damage(partial(made, vllm_transfer.TcpTransfer), offer, rank, world_size)
+    check_nothing_there(partial(made, vllm_transfer.TcpTransfer), rank, world_size)
+
+
+def shard_model(world_size: int) -> None:
+    """Say to vLLM that the processes of the test are the shards of one model."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+
+    # With what vLLM's executor has its workers name their shared memory.
+    name = [secrets.token_hex(8)]
+    dist.broadcast_object_list(name)
+    os.environ["VLLM_DIST_IDENT"] = name[0]
+    with set_current_vllm_config(VllmConfig()):
+        init_distributed_environment(world_size, dist.get_rank(), backend="gloo")
+        initialize_model_parallel(world_size, backend="gloo")
+
+
+def made(kind: Any) -> Any:
+    """A transport to a model of its own."""
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 
     model = Pair()
     record_metadata_for_reloading(model)
     config: Any = SimpleNamespace(parallel_config=None, model_config=SimpleNamespace(dtype=None))
-    return SharedMemoryTransfer(config, config, torch.device("cpu"), model)
+    return kind(config, config, torch.device("cpu"), model)
 
 
-def test_a_layer_in_two_buckets_does_not_refer_to_memory_that_is_filled_again(transfer: Any):
-    tensors = {"a": torch.randn(4, 5), "b": torch.randn(3)}
-    buffer = SharedBuffer()
+def check_memory_that_is_filled_again(make: Callable[[], Any], offer: Offer) -> None:
+    """A layer in two buckets does not refer to the first one's memory when the second comes."""
+    transfer = make()
+    tensors = {"a": torch.arange(20.0).view(4, 5), "b": torch.arange(3.0)}
     transfer.start_weight_update()
     for name, tensor in tensors.items():
         entry, _ = described(name, tensor)
-        buffer.fill([(entry, tensor)])
-        transfer.update_weights({"path": buffer.path, "entries": [entry]})
-        buffer.fill([(entry, torch.full_like(tensor, 7.0))])
+        transfer.update_weights(offer(entry, tensor))
+        dist.barrier()
+        offer(entry, torch.full_like(tensor, 7.0))
     transfer.finish_weight_update()
     assert torch.equal(transfer.model.a, tensors["a"])
     assert torch.equal(transfer.model.b, tensors["b"])
 
 
-def test_damaged_tensors_are_not_loaded(transfer: Any):
-    entry, tensor = described("a", torch.randn(4, 5))
-    buffer = SharedBuffer()
-    buffer.fill([(entry, tensor)])
+def check_damage(make: Callable[[], Any], offer: Offer, rank: int, world_size: int) -> None:
+    """Damaged tensors are not loaded; the last shard tells whom it concerns."""
+    transfer = make()
+    entry, tensor = described("a", torch.ones(4, 5))
     wrong = replace(entry, checksum=entry.checksum ^ 1)
     transfer.start_weight_update()
-    with pytest.raises(GenerationError, match="checksum"):
-        transfer.update_weights({"path": buffer.path, "entries": [wrong]})
+    told = offer(wrong if rank == 0 else entry, tensor)
+    expect_of_last(transfer, told, "checksum", rank, world_size)
     transfer.finish_weight_update()
-    assert not transfer.model.a.any()
+    assert bool(transfer.model.a.any()) == (rank > 0)
+
+
+def check_nothing_there(make: Callable[[], Any], rank: int, world_size: int) -> None:
+    """What cannot be fetched is an error, and shards that wait for it do not go on waiting."""
+    entry, _ = described("a", torch.ones(4, 5))
+    gone = BucketServer([HOST], places=1)
+    address = gone.address(HOST, 0)
+    gone.close()
+    transfer = make()
+    transfer.start_weight_update()
+    told = {"address": asdict(address), "entries": [asdict(entry)]}
+    expect_of_last(transfer, told, "could not", rank, world_size)
+
+
+def expect_of_last(transfer: Any, told: Any, words: str, rank: int, world_size: int) -> None:
+    if rank == world_size - 1:
+        with pytest.raises(GenerationError, match=words):
+            transfer.update_weights(told)
+    else:
+        transfer.update_weights(told)

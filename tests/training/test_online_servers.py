@@ -1,4 +1,4 @@
-"""A live loop over HTTP whose server is killed amid answers and amid a sync."""
+"""A live loop over HTTP whose server, a sharded one, is killed amid answers and amid a sync."""
 
 import math
 import os
@@ -88,7 +88,8 @@ def test_a_server_that_is_killed_twice_costs_time_and_no_run(tmp_path: Path) -> 
     make_data(tmp_path, WIDE)
     servers = tmp_path / "servers"
     run = tmp_path / "run.yaml"
-    lengths = ", ".join(f"{key}: {value}" for key, value in LENGTHS.items())
+    sharded = {**LENGTHS, "tensor_parallel_size": 2}
+    lengths = ", ".join(f"{key}: {value}" for key, value in sharded.items())
     run.write_text(
         f"run: {{name: served, dir: {tmp_path}}}\n"
         f"model: {{path: {tmp_path / 'model'}, dtype: float32}}\nengine: {{{lengths}}}\n",
