@@ -46,6 +46,11 @@ class Engine(Protocol):
         """Whether it can be asked; a process that died unnoticed still counts as open."""
         ...
 
+    @property
+    def num_copies(self) -> int:
+        """How many copies of the weights answer: as many sequences of a `score` go to one each."""
+        ...
+
     def is_healthy(self) -> bool:
         """Whether it answers, which it is asked for: False for a process that died or hangs.
 

@@ -82,6 +82,11 @@ class OwnedEngine(ABC):
     def is_open(self) -> bool:
         """Whether it can be asked."""
 
+    @property
+    def num_copies(self) -> int:
+        """How many copies of the weights answer; see `Engine.num_copies`."""
+        return 1
+
     @abstractmethod
     def is_healthy(self) -> bool:
         """Whether it answers now; see `Engine.is_healthy`."""

@@ -43,6 +43,8 @@ from megatron_reason.generation.servers import Servers, finished
 from megatron_reason.generation.vllm_arguments import LOGPROBS
 from megatron_reason.logs import get_logger
 
+_RPC = "collective_rpc"
+"""Calls a method of `vllm_transfer.WorkerExtension` on every worker."""
 _PLACES = 2
 """One bucket is filled while the engines load the other."""
 
@@ -102,6 +104,11 @@ class ServerEngine(OwnedEngine):
     def is_open(self) -> bool:
         """Whether it can be asked."""
         return self._opened is not None
+
+    @property
+    def num_copies(self) -> int:
+        """How many servers answer."""
+        return len(self._servers.urls)
 
     def is_healthy(self) -> bool:
         """Whether every server answers within half a minute."""
@@ -286,14 +293,14 @@ class ServerEngine(OwnedEngine):
 
     def _exchange(self) -> None:
         label = f"{self._nonce}-folder-{self._policy_version + 1}"
-        folder = {"weights_path": str(self._folder.resolve())}
         if self._config.sleep_mode:
             # A trainer that was killed while they slept left them so.
             self._servers.ask_all("wake_up", {})
         self._pause()
         # A trainer that was killed in a sync, or another server that was, left one half done.
-        self._servers.ask_all("collective_rpc", {"method": "abandon_update"})
-        self._servers.ask_all("collective_rpc", {"method": "reload_weights", "kwargs": folder})
+        self._servers.ask_all(_RPC, {"method": "abandon_update"})
+        folder = {"folder": str(self._folder.resolve())}
+        self._servers.ask_all(_RPC, {"method": "load_folder", "kwargs": folder})
         self._servers.ask_all("update_weight_version", {"new_version": label})
         self._settle(label)
 
@@ -303,7 +310,7 @@ class ServerEngine(OwnedEngine):
             self._bucket_server = BucketServer(self._trainer_seen_from.values(), _PLACES)
         label = f"{self._nonce}-{version}"
         self._pause()
-        self._servers.ask_all("start_weight_update", {})
+        self._servers.ask_all(_RPC, {"method": "begin_update"})
         loading: deque[list[Future[Any]]] = deque()
         for number, arriving in enumerate(buckets):
             bucket = list(arriving)
@@ -314,11 +321,13 @@ class ServerEngine(OwnedEngine):
             bodies: dict[str, dict[str, Any]] = {}
             for url, host in self._trainer_seen_from.items():
                 address = self._bucket_server.address(host, number % _PLACES)
-                bodies[url] = {"update_info": {"address": asdict(address), "entries": entries}}
-            loading.append(self._servers.begin_all("update_weights", bodies))
+                info = {"address": asdict(address), "entries": entries}
+                bodies[url] = {"method": "load_bucket", "kwargs": {"update_info": info}}
+            loading.append(self._servers.begin_all(_RPC, bodies))
         for futures in loading:
             finished(futures)
-        self._servers.ask_all("finish_weight_update", {"weight_version": label})
+        self._servers.ask_all(_RPC, {"method": "end_update"})
+        self._servers.ask_all("update_weight_version", {"new_version": label})
         self._settle(label)
 
     def _pause(self) -> None:
@@ -331,7 +340,7 @@ class ServerEngine(OwnedEngine):
 
     def _settle(self, label: str) -> None:
         """What has to follow every exchange of weights."""
-        self._servers.ask_all("collective_rpc", {"method": "refresh_heads"})
+        self._servers.ask_all(_RPC, {"method": "refresh_heads"})
         # Keys and values of the old weights must not answer for the new ones.
         if not all(one.success for one in self._servers.parsed_all(RESET, {}, Reset)):
             raise EngineDiedError(

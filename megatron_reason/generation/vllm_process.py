@@ -146,15 +146,15 @@ def _answers(engine: "LLMEngine", command: object) -> Iterator[PromptDone | Scor
             yield _score(engine, command)
             return
         case LoadWeights():
-            engine.collective_rpc("reload_weights", kwargs={"weights_path": command.folder})
+            engine.collective_rpc("load_folder", args=(command.folder,))
             _settle(engine)
         case StartUpdate():
-            engine.collective_rpc("start_weight_update")
+            engine.collective_rpc("begin_update")
         case LoadBucket():
             info = {"path": command.path, "entries": list(command.entries)}
-            engine.collective_rpc("update_weights", kwargs={"update_info": info})
+            engine.collective_rpc("load_bucket", args=(info,))
         case FinishUpdate():
-            engine.collective_rpc("finish_weight_update")
+            engine.collective_rpc("end_update")
             engine.set_weight_version(str(command.version))
             _settle(engine)
         case Ping():
@@ -178,7 +178,9 @@ def _start(command: Start) -> "LLMEngine":
         command.folder, command.dtype, command.config, is_cpu=current_platform.is_cpu()
     )
     transfer = WeightTransferConfig(backend=SHARED_MEMORY)
-    return LLMEngine.from_engine_args(EngineArgs(**arguments, weight_transfer_config=transfer))
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments, weight_transfer_config=transfer))
+    engine.collective_rpc("leave_signals_to_trainer")
+    return engine
 
 
 def _generate(engine: "LLMEngine", command: Generate) -> Iterator[PromptDone]:

@@ -6,9 +6,11 @@ Imported by vLLM's workers alone. Not here: who fills the memory (`buckets.py`,
 `bucket_server.py`), and the commands (`vllm_process.py`, `server_engine.py`).
 """
 
+import signal
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -37,22 +39,49 @@ from megatron_reason.generation.buckets import (
     size_of,
     views,
 )
+from megatron_reason.logs import get_logger
+
+_log = get_logger(__name__)
 
 
 class WorkerExtension:
-    """What is added to vLLM's worker; its being imported registers the transport."""
+    """What is added to vLLM's worker; its being imported registers the transport.
+
+    vLLM reads its workers' replies in their order and stops at an error: those behind it would be
+    taken for replies to the next call. What is done to the weights is therefore done here, where
+    the last shard tells for all what any of them could not do.
+    """
+
+    _is_refused = False
+
+    def begin_update(self) -> None:
+        """Buckets will follow."""
+        worker: Any = self
+        self._together(worker.start_weight_update)
+
+    def load_bucket(self, update_info: dict[str, Any]) -> None:
+        """Load one bucket."""
+        worker: Any = self
+        self._together(partial(worker.update_weights, update_info))
+
+    def end_update(self) -> None:
+        """That was the last bucket."""
+        worker: Any = self
+        self._together(worker.finish_weight_update)
+
+    def load_folder(self, folder: str) -> None:
+        """Take the weights of a Hugging Face folder."""
+        worker: Any = self
+        self._together(partial(worker.reload_weights, weights_path=folder))
 
     def abandon_update(self) -> None:
         """End an update whose trainer went away, or one that failed; nothing happens without one.
 
-        Some weights are then new and some old, until all are loaded again. Without this vLLM
-        refuses the next update, or counts what the layers got before as part of it.
+        Some weights are then new and some old, until all are loaded again. Without this nothing
+        more is done to the weights after a failure.
         """
-        worker: Any = self
-        with set_current_vllm_config(worker.vllm_config):
-            worker.weight_transfer_engine.abandon_weight_update()
-        worker.weight_transfer_engine.reset_weight_update_target()
-        worker._weight_update_active = False
+        self._is_refused = False
+        self._together(self._abandon)
 
     def refresh_heads(self) -> None:
         """Pack every LM head's matrix anew, where vLLM packs at all.
@@ -60,12 +89,60 @@ class WorkerExtension:
         On CPU the linear layers keep a packed copy of their matrix. A reload packs each layer it
         loads; a head tied to the embedding is not loaded, and would go on with the old copy.
         """
-        if not current_platform.is_cpu():
-            return
+        if current_platform.is_cpu():
+            self._together(self._refresh_heads)
+
+    def leave_signals_to_trainer(self) -> None:
+        """Live on when a job is asked to save and leave: the trainer may need answers until then.
+
+        Some SLURMs hand that signal to each process, and a shard's own would end it by SIGTERM.
+        """
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _abandon(self) -> None:
+        worker: Any = self
+        with set_current_vllm_config(worker.vllm_config):
+            worker.weight_transfer_engine.abandon_weight_update()
+        worker.weight_transfer_engine.reset_weight_update_target()
+        worker._weight_update_active = False
+
+    def _refresh_heads(self) -> None:
         worker: Any = self
         for module in worker.model_runner.get_model().modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
+
+    def _together(self, act: Callable[[], None]) -> None:
+        """Act on every shard, or tell on the last of them what one could not do.
+
+        What was sent before the failure was heard of is refused without a look at it: of the shards
+        only some could begin with it, and would wait for the others.
+
+        Raises:
+            GenerationError: a shard could not act, or could not before.
+        """
+        group = get_tp_group()
+        if self._is_refused:
+            if group.is_last_rank:
+                raise GenerationError("weights", "those before failed.", "See their error.")
+            return
+        if group.world_size == 1:
+            act()
+            return
+        failure: Exception | None = None
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - raised by the last shard, where vLLM hears it
+            _log.exception("shard %d of the model", group.rank_in_group)
+            failure = error
+        told = None if failure is None else f"{type(failure).__name__}: {failure}"
+        found: list[str | None] = [None] * group.world_size
+        dist.all_gather_object(found, told, group=group.cpu_group)
+        failed = [f"shard {shard}: {text}" for shard, text in enumerate(found) if text]
+        self._is_refused = bool(failed)
+        if failed and group.is_last_rank:
+            raise GenerationError("weights", failed[0], "See the engine's log.") from failure
 
 
 @dataclass
@@ -118,17 +195,9 @@ class BucketTransfer(WeightTransferEngine[NoInit, Info], Generic[Info]):
         """Check one bucket and load it.
 
         Raises:
-            GenerationError: other bytes than were put there, or a bucket that could not be had; of
-                a sharded model it is raised by the last shard, whichever it concerns.
+            GenerationError: other bytes than were put there, or a bucket that could not be had.
         """
-        failure: Exception | None = None
-        try:
-            self._load(*self.bucket(update_info))
-        except Exception as error:  # noqa: BLE001 - raised again, where vLLM hears it last
-            failure = error
-        _raise_on_last(failure)
-
-    def _load(self, memory: torch.Tensor, entries: list[Entry]) -> None:
+        memory, entries = self.bucket(update_info)
         tensors = dict(zip(entries, views(memory, entries), strict=True))
         for entry, tensor in tensors.items():
             if (found := checksum(tensor)) != entry.checksum:
@@ -216,26 +285,6 @@ class TcpTransfer(BucketTransfer[RemoteBucket]):
     @cached_property
     def _buffer(self) -> SharedBuffer:
         return SharedBuffer()
-
-
-def _raise_on_last(failure: Exception | None) -> None:
-    """Raise what failed on any shard, on the last one alone.
-
-    vLLM reads its workers' replies in their order and stops at an error: those behind it would be
-    taken for replies to the next call.
-    """
-    group = get_tp_group()
-    if group.world_size > 1:
-        found: list[str | None] = [None] * group.world_size
-        told = None if failure is None else f"{type(failure).__name__}: {failure}"
-        dist.all_gather_object(found, told, group=group.cpu_group)
-        if not group.is_last_rank:
-            return
-        others = [f"shard {shard}: {text}" for shard, text in enumerate(found) if text]
-        if failure is None and others:
-            failure = GenerationError("a bucket", others[0], "Look at the engine's log.")
-    if failure is not None:
-        raise failure
 
 
 def _lies_in(tensor: torch.Tensor, memory: torch.Tensor) -> bool:

@@ -5,8 +5,8 @@ Source: OXA (arXiv 2603.16206) eq. 3 (imitate) and eqs. 4-5 (suppress)
 Settings. OXA_Full: the defaults, or a preset. OXA_MLE: preset mle. No setting depends on the size.
 Data. Verified teacher responses selected by perplexity, and the model's own wrong answers of lowest
 perplexity. The data make the method: `select` promotes, `generate` makes the errors.
-Expect. `train/ul` starts small and hardly moves: alpha is small because, token by token, the push
-exceeds that of likelihood by p / (1 - p).
+Expect. `train/ul` falls as the model stops believing its errors. Alpha is small because, token by
+token, the push exceeds that of likelihood by p / (1 - p).
 Deviations. The paper's "batch size 128" counts the truths; an update takes 128 + 128, as released.
 Each role is a mean over its own sequences of token means. The released clamp leaves tokens above
 p = 1 - 1e-6 without gradient; `clamp: exact` follows the paper.

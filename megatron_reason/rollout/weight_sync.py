@@ -245,9 +245,10 @@ class WeightSync:
         with platform.unadapted():
             engine.update_weights(buckets, version=version)
         moved_s = time.monotonic()
-        (engine_N,) = engine.score([self._probe])
-        gap_N = (torch.tensor(engine_N) - torch.tensor(trainer_N)).abs()
-        mean, largest = gap_N.mean().item(), gap_N.max().item()
+        # Every copy has to have got them: one server of many may have been left out.
+        scored = torch.tensor(engine.score([self._probe] * engine.num_copies))
+        gap_CN = (scored - torch.tensor(trainer_N)).abs()
+        mean, largest = gap_CN.mean(1).max().item(), gap_CN.max().item()
         if not mean <= self._config.probe_tolerance:
             raise GenerationError(
                 "weight sync",

@@ -84,12 +84,13 @@ class Garbled(ThreadingHTTPServer):
         self.left = [first]
         self.label = ""
         self.empties = empties
+        self.score = -1.0
 
     def generated(self, token_ids: list[int]) -> bytes:
         """What is answered to these."""
         with suppress(IndexError):
             return self.left.pop().replace(LABEL.encode(), self.label.encode())
-        prompt = [None, *({str(token): {"logprob": -1.0}} for token in token_ids[1:])]
+        prompt = [None, *({str(token): {"logprob": self.score}} for token in token_ids[1:])]
         return answered(self.label, prompt)
 
 
@@ -184,6 +185,26 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again(
             engine.generate([[1, 2]], SamplingConfig(max_tokens=4))
         assert raised.value.where == engine._config.servers[0]
     assert time.monotonic() - began < 60, "it was waited for"
+
+
+def test_as_many_sequences_as_servers_are_scored_by_one_each(tmp_path: Path) -> None:
+    """By that a trainer learns whether its weights have arrived at all of them."""
+    folder = make("LlamaForCausalLM-tied", tmp_path / "model")
+    with Garbled(answered(), folder) as one, Garbled(answered(), folder) as other:
+        for number, server in enumerate((one, other)):
+            server.left, server.score = [], -1.0 - number
+            threading.Thread(target=server.serve_forever).start()
+        config = EngineConfig.model_validate(
+            {"name": "vllm-server", "servers": (one.url, other.url), "start_timeout_s": 20,
+             "request_timeout_s": 20, **LENGTHS}
+        )  # fmt: skip
+        try:
+            with ServerEngine(folder, config, dtype="float32") as engine:
+                assert engine.num_copies == 2
+                assert engine.score([[1, 2]] * engine.num_copies) == [[-1.0], [-2.0]]
+        finally:
+            one.shutdown()
+            other.shutdown()
 
 
 @pytest.mark.parametrize(

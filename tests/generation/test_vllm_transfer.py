@@ -64,6 +64,7 @@ def check_shared_memory(rank: int, world_size: int) -> None:
 
     check_memory_that_is_filled_again(partial(made, SharedMemoryTransfer), offer)
     check_damage(partial(made, SharedMemoryTransfer), offer, rank, world_size)
+    check_failures_of_all(partial(made, SharedMemoryTransfer), rank, world_size)
 
 
 def check_tcp(rank: int, world_size: int) -> None:
@@ -133,32 +134,78 @@ def check_memory_that_is_filled_again(make: Callable[[], Any], offer: Offer) -> 
 
 
 def check_damage(make: Callable[[], Any], offer: Offer, rank: int, world_size: int) -> None:
-    """Damaged tensors are not loaded; the last shard tells whom it concerns."""
-    transfer = make()
+    """Damaged tensors are not loaded; the last shard tells whom it concerns.
+
+    What was sent before the failure was heard of is refused, too, and no shard waits for another;
+    once the update is given up the next one comes through.
+    """
+    worker = shard(make())
     entry, tensor = described("a", torch.ones(4, 5))
+    other, values = described("b", torch.full((3,), 2.0))
     wrong = replace(entry, checksum=entry.checksum ^ 1)
-    transfer.start_weight_update()
+    behind = "before|start_weight_update"
+    worker.begin_update()
     told = offer(wrong if rank == 0 else entry, tensor)
-    expect_of_last(transfer, told, "checksum", rank, world_size)
-    transfer.finish_weight_update()
-    assert bool(transfer.model.a.any()) == (rank > 0)
+    expect_of_last(partial(worker.load_bucket, told), "checksum", rank, world_size)
+    told = offer(other, values)
+    expect_of_last(partial(worker.load_bucket, told), behind, rank, world_size)
+    expect_of_last(worker.end_update, behind, rank, world_size)
+    worker.abandon_update()
+    assert not worker.model.a.any(), "half a layer was kept"
+    assert not worker.model.b.any()
+    worker.begin_update()
+    for each, tensor in ((entry, torch.ones(4, 5)), (other, values)):
+        worker.load_bucket(offer(each, tensor))
+        dist.barrier()
+    worker.end_update()
+    assert bool(worker.model.a.all())
+    assert torch.equal(worker.model.b, values)
 
 
 def check_nothing_there(make: Callable[[], Any], rank: int, world_size: int) -> None:
-    """What cannot be fetched is an error, and shards that wait for it do not go on waiting."""
+    """What cannot be fetched is an error that names it, and nobody goes on waiting for it."""
     entry, _ = described("a", torch.ones(4, 5))
     gone = BucketServer([HOST], places=1)
     address = gone.address(HOST, 0)
     gone.close()
-    transfer = make()
-    transfer.start_weight_update()
+    worker = shard(make())
+    worker.begin_update()
     told = {"address": asdict(address), "entries": [asdict(entry)]}
-    expect_of_last(transfer, told, "could not", rank, world_size)
+    words = "could not be fetched"
+    expect_of_last(partial(worker.load_bucket, told), words, rank, world_size)
+    worker.abandon_update()
 
 
-def expect_of_last(transfer: Any, told: Any, words: str, rank: int, world_size: int) -> None:
+def check_failures_of_all(make: Callable[[], Any], rank: int, world_size: int) -> None:
+    """What no shard can do is told once, as vLLM needs it, and the worker goes on."""
+    worker = shard(make())
+    expect_of_last(worker.end_update, "without a matching start", rank, world_size)
+    worker.abandon_update()
+    worker.begin_update()
+    worker.abandon_update()
+
+
+def shard(transfer: Any) -> Any:
+    """A worker with vLLM's own functions around a transport, and nothing else of it."""
+    from vllm.config import VllmConfig
+    from vllm.v1.worker.gpu_worker import Worker
+
+    from megatron_reason.generation.vllm_transfer import WorkerExtension
+
+    class Shard(WorkerExtension, Worker):
+        def __init__(self) -> None:
+            self.vllm_config = VllmConfig()
+            self.model_runner: Any = SimpleNamespace(reset_lora_state=lambda: None)
+            self.weight_transfer_engine = transfer
+            self.model = transfer.model
+            self._weight_update_active = self._weight_update_is_draft = False
+
+    return Shard()
+
+
+def expect_of_last(act: Callable[[], None], words: str, rank: int, world_size: int) -> None:
     if rank == world_size - 1:
-        with pytest.raises(GenerationError, match=words):
-            transfer.update_weights(told)
+        with pytest.raises((GenerationError, RuntimeError), match=words):
+            act()
     else:
-        transfer.update_weights(told)
+        act()

@@ -44,6 +44,41 @@ def plain(rows: Sequence[Sequence[Completion]]) -> list[tuple[Any, ...]]:
     return [(c.token_ids, c.logprobs) for row in rows for c in row]
 
 
+def misses_a_copy(rank: int, world_size: int, root: str) -> None:
+    """Of two copies the second keeps its old weights."""
+    from megatron_reason.engine.startup import load_model
+    from megatron_reason.engine.topology import init_topology
+    from megatron_reason.generation.hf_engine import HFEngine
+    from megatron_reason.models.importer import import_hf
+    from megatron_reason.rollout import weight_sync
+
+    del rank, world_size
+    old, new = (Path(root) / f"Qwen2ForCausalLM-tied-{n}" for n in (1, 2))
+    left_out = HFEngine(old, ENGINE, dtype="float32")
+
+    class Two(HFEngine):
+        num_copies = 2
+
+        def _score(self, sequences: Sequence[tuple[int, ...]]) -> list[list[float]]:
+            first, second = sequences
+            return [*super()._score([first]), *left_out.score([second])]
+
+    parallel = grid.parallel_of(grid.LAYOUTS["TP 1 PP 1"])
+    topology = init_topology(parallel)
+    stage = load_model(MODEL, old, parallel, topology)
+    engine = Two(old, ENGINE, dtype="float32")
+    sync = weight_sync.WeightSync(stage, old, topology=topology, engine=engine, config=CLOSE)
+    assert sync.push(1).probe_largest < 1e-4
+    import_hf(stage, new, topology)
+    with pytest.raises(GenerationError, match="after the transfer"):
+        sync.push(2)
+
+
+def test_the_probe_asks_every_copy(tmp_path: Path) -> None:
+    pair(tmp_path, "Qwen2ForCausalLM-tied")
+    spawn(misses_a_copy, 1, str(tmp_path))
+
+
 def pushes_on_every_layout(rank: int, world_size: int, root: str) -> None:
     from megatron.core import parallel_state
 

@@ -162,7 +162,9 @@ def test_a_signal_to_every_process_saves_and_leaves_and_the_run_goes_on(folder: 
     job = make_job(folder, "stopped", "grpo", FEW, updates=200, rollout=_LONG,
                    parallel={"pipeline_model_parallel_size": 2})  # fmt: skip
     assert job.rollout is not None
-    job = job.model_copy(update={"rollout": job.rollout.model_copy(update={"engine": VLLM})})
+    # Its shards are processes of their own, with handlers of signals that are vLLM's.
+    engine = VLLM.model_copy(update={"tensor_parallel_size": 2})
+    job = job.model_copy(update={"rollout": job.rollout.model_copy(update={"engine": engine})})
     job.output.mkdir()
     path = job.output / "job.json"
     path.write_text(job.model_dump_json(), encoding="utf-8")
