@@ -9,8 +9,8 @@ Expect. About one demonstration in eight is used. Bursts have moments and a clip
 as released; the rate is `train.optim`'s for both, whose `clip_grad` the released runs set to 0.7.
 Deviations. By default bursts are token means of the global batch; the presets take those of
 micro-batches of 4 (2 at 1.5B), as released. In rollout updates the released code adds up the mean
-entropies of as many micro-batches as its packer makes; the presets take the mean over chunks of that
-same size, the defaults the mean over tokens.
+entropies of as many micro-batches as its packer makes; the presets take the mean over chunks of
+that same size, the defaults the mean over tokens.
 """
 
 from dataclasses import replace
