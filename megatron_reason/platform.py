@@ -93,6 +93,13 @@ def accelerators() -> str:
     return f"found {', '.join(found) or 'none'}; without {', '.join(missing) or 'none'}"
 
 
+def release_memory() -> None:
+    """Give what nothing uses back to the GPU, for another process on it; nothing on a CPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
 def peak_memory_gb() -> float:
     """Most memory this process has held: allocator's peak on a GPU, resident set on a CPU, GB."""
     if torch.cuda.is_available():

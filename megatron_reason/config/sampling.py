@@ -44,7 +44,7 @@ class EngineConfig(Strict):
     max_num_seqs: int = Field(default=64, ge=1)
     """Sequences decoded at once."""
     kv_cache_mb: int = Field(default=512, ge=16)
-    """Memory for keys and values in MiB (CPU engines)."""
+    """Memory for keys and values in MiB, of each shard (CPU engines)."""
     gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1)
     """Share of a GPU's memory that vLLM may take; None takes 0.85, and 0.5 beside a trainer."""
     start_timeout_s: float = Field(default=600, gt=0)

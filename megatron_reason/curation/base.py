@@ -17,6 +17,7 @@ from pydantic import Field
 from megatron_reason.config.base import Strict
 from megatron_reason.config.model import ModelConfig
 from megatron_reason.config.parallel import ParallelConfig
+from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.errors import ConfigError, DataError
 from megatron_reason.generation.base import Engine
@@ -38,6 +39,11 @@ class StageConfig(Strict):
     def inputs(self) -> tuple[str, ...]:
         """Names of the stages whose output this one reads."""
         return ()
+
+    @property
+    def draws_text(self) -> bool:
+        """Whether the stage asks an engine for text: if it has sampling parameters."""
+        return any(isinstance(value, SamplingConfig) for _, value in self)
 
 
 class RowwiseConfig(StageConfig):

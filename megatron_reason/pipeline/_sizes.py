@@ -24,6 +24,11 @@ class Sizes:
     """Whether the LM head is the embedding."""
     qkv_bias: bool = False
 
+    def splits(self, shards: int) -> bool:
+        """Whether heads and MLP can be shared among so many; few key heads may be copied."""
+        keys = self.kv_heads % shards == 0 or shards % self.kv_heads == 0
+        return keys and not (self.heads % shards or self.ffn % shards)
+
     @property
     def layer_matrices(self) -> int:
         """Weights of one layer's matrices."""

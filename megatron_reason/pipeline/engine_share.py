@@ -13,6 +13,8 @@ from megatron_reason.pipeline._sizes import Sizes
 
 _BESIDE_WEIGHTS = 4 * GIB
 """Keys, values and activations with which an engine can just work; an assumption."""
+_ASLEEP = 2 * GIB
+"""What a sleeping vLLM keeps: its process' context and graphs; an assumption."""
 _STEP = 0.05
 _NODE = (1, 2, 4, 8)
 
@@ -58,7 +60,7 @@ class EngineShare:
 
     def beside(self, freed: float) -> float:
         """Bytes that it adds to the most a trainer holds, `freed` of which only in an update."""
-        return max(0.0, self.taken - freed) if self.sleeps else self.taken
+        return max(_ASLEEP, self.taken - freed) if self.sleeps else self.taken
 
     def smaller(self) -> Iterator["EngineShare"]:
         """The same with less of the GPU, as long as that is enough."""
@@ -74,15 +76,18 @@ def objection(config: EngineConfig, sizes: Sizes, gpu: Gpu, dtype: Precision) ->
     if config.name == "transformers":
         return None
     shards = config.tensor_parallel_size
-    if sizes.heads % shards:
-        return f"engine: tensor_parallel_size: {shards} does not divide {sizes.heads} heads"
+    if not sizes.splits(shards):
+        return (
+            f"engine: tensor_parallel_size: {shards} does not divide {sizes.heads} heads, "
+            f"{sizes.kv_heads} key heads (nor they it) and {sizes.ffn} columns of the MLP"
+        )
     asked = EngineShare.of(config.model_copy(update={"name": "vllm"}), sizes, gpu, dtype)
     assert asked is not None, "vLLM has a share"
     if asked.is_enough:
         return None
     for size in _NODE:
         shard = replace(asked, weights=_weights(sizes, dtype) / size)
-        if shard.is_enough and not sizes.heads % size:
+        if shard.is_enough and sizes.splits(size):
             way_out = f"set engine.tensor_parallel_size: {size}"
             break
     else:

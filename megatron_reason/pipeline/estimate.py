@@ -269,8 +269,7 @@ def _layouts(sizes: Sizes, machine: Machine, tokens: int) -> Iterator[Layout]:
 
 
 def _splits(sizes: Sizes, tp: int, pp: int) -> bool:
-    shared = sizes.kv_heads % tp == 0 or tp % sizes.kv_heads == 0
-    return shared and not (sizes.heads % tp or sizes.ffn % tp or sizes.layers % pp)
+    return sizes.splits(tp) and sizes.layers % pp == 0
 
 
 def cheapest_changes(

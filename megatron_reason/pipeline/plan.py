@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_reason import __version__
-from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.curation.base import StageConfig, build_stage
 from megatron_reason.errors import ConfigError
 from megatron_reason.files import hash_file, hash_text, write_json
@@ -150,10 +149,11 @@ class _Planner:
         without = {"weights"} if stage.weights is None else None
         settings = stage.model_dump(mode="json", exclude=without)
         trained = () if stage.weights is None else (train_name(stage.weights),)
+        engine = self._engine() if stage.draws_text else {}
         return self._planned(
             stage.name,
             ("curate", stage.stage, None),
-            {"stage": settings, "files": files_named(settings), **self._engine_of(stage)},
+            {"stage": settings, "files": files_named(settings), **engine},
             (*stage.inputs(), *trained),
         )
 
@@ -201,11 +201,6 @@ class _Planner:
             {"eval": settings, **self._engine()},
             (*table, *model),
         )
-
-    def _engine_of(self, stage: StageConfig) -> dict[str, object]:
-        """The engine, for stages that draw text: those with sampling parameters."""
-        draws_text = any(isinstance(value, SamplingConfig) for _, value in stage)
-        return self._engine() if draws_text else {}
 
     def _engine(self) -> dict[str, object]:
         engine = self._config.engine

@@ -81,8 +81,16 @@ def engine_objection(config: RunConfig, machine: Machine) -> str | None:
     Raises:
         ConfigError: a model whose sizes are not known.
     """
-    sizes = sizes_of(config.model.path, config.run.model_cache)
     is_shared = any(map(config.learns_online, config.variants))
+    curates = any(stage.draws_text for stage in config.curate)
+    if not (is_shared or curates or config.eval):
+        return None
+    if (shards := config.engine.tensor_parallel_size) > machine.per_node:
+        return (
+            f"engine: tensor_parallel_size: {shards} is more than the {machine.per_node} GPUs of "
+            "a node, and an engine lives on one; make it smaller"
+        )
+    sizes = sizes_of(config.model.path, config.run.model_cache)
     engine = config.engine.beside_a_trainer() if is_shared else config.engine
     return objection(engine, sizes, GPUS[machine.gpu], config.model.dtype)
 

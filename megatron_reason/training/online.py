@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
+from megatron_reason import platform
 from megatron_reason.engine.checkpoint import Progress
 from megatron_reason.engine.guards import NonFiniteGuard
 from megatron_reason.engine.prepass import response_logprobs
@@ -197,6 +198,7 @@ class Online:
             # From here on the engine is idle, and may take other weights.
             self.tell(lambda: actor().wait())
         waited = time.perf_counter()
+        self._make_room()
         self.tell(lambda: actor().rouse())
         report = self.sync.push(batch.after.update)
         values = metrics.means() | batch.metrics.means() | logprob_gap(updates) | report.metrics()
@@ -224,6 +226,12 @@ class Online:
     def _actor(self) -> Actor:
         assert self.actor is not None, "only rank 0 has one, and only rank 0 asks"
         return self.actor
+
+    def _make_room(self) -> None:
+        """Have all ranks let go of what the updates needed before an engine that slept wakes."""
+        if self.rollout.engine.sleep_mode:
+            platform.release_memory()
+            dist.barrier()
 
     def _measured(self, after: int) -> dict[str, float]:
         if self.rollout.settings.monitor is None:

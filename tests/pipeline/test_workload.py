@@ -60,6 +60,23 @@ def _assert_fits(config):
         assert asked.fits, f"{config.run.name}: {found.variant}"
 
 
+def test_only_a_run_that_draws_text_is_asked_for_its_engine_and_that_lives_on_one_node():
+    recipe = EXAMPLES / "oxa" / "full_7b_rlvr.yaml"
+    wide = load_config(recipe, ["engine.tensor_parallel_size=4"], RunConfig)
+    assert engine_objection(wide, machine_of("8xH100-80")) is None
+    found = engine_objection(wide, machine_of("2xH100-80"))
+    assert found is not None
+    assert "4 is more than the 2 GPUs of a node" in found
+    silent = wide.model_copy(
+        update={
+            "eval": None,
+            "curate": tuple(stage for stage in wide.curate if not stage.draws_text),
+            "variants": {"oxa_full": wide.variants["oxa_full"]},
+        }
+    )
+    assert engine_objection(silent, machine_of("2xH100-80")) is None
+
+
 @pytest.mark.parametrize("text", ["8", "x", "0xH100-80", "8xH100", "eightxH100-80"])
 def test_gpus_that_are_none_are_refused(text):
     with pytest.raises(ConfigError, match="A100-40, A100-80, H100-80, H200-141"):
