@@ -31,7 +31,7 @@ layout() {
 # A server has no layout: it shards its model among the GPUs that the job got, unless it is told.
 shards() {
   [ "$gpus_per_node" = 0 ] || [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] ||
-    printf -- '--set\nengine.tensor_parallel_size=%s\n' "$SLURM_GPUS_ON_NODE"
+    printf -- '--gpus\n%s\n' "$SLURM_GPUS_ON_NODE"
 }
 
 requeue() {

@@ -9,8 +9,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%A-%a.out
 # vLLM servers for a training with rollouts, which register in a folder. Each shards its model among
-# the GPUs of its job (--gpus-per-node=4; where a job always gets whole nodes and fewer are wanted,
-# --set engine.tensor_parallel_size=4):
+# the GPUs of its job (--gpus-per-node=4), as many as the model's heads allow, or among as many as
+# the recipe or --set engine.tensor_parallel_size says:
 #   sbatch --array=0-7 slurm/serve.sh RECIPE runs/mine/servers
 #   sbatch slurm/grpo_7b.sh --set engine.name=vllm-server \
 #     --set engine.servers_folder=runs/mine/servers --set engine.num_servers=8

@@ -23,6 +23,14 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Folder to register in, the run's engine.servers_folder."),
     ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="GPUs of this server: it shards the model among all that the model's heads "
+            "allow, unless engine.tensor_parallel_size is set.",
+        ),
+    ] = None,
     overrides: Set = None,
 ) -> None:
     """Serve the model of a run with vLLM, for runs with engine.name: vllm-server.
@@ -40,6 +48,8 @@ def serve(
     from megatron_reason.generation.vllm_server import serve as serve_model
     from megatron_reason.logs import setup_logging
     from megatron_reason.models.sources import resolve_model
+    from megatron_reason.pipeline._sizes import sizes_of
+    from megatron_reason.pipeline.engine_share import on_gpus
     from megatron_reason.pipeline.run_config import RunConfig
 
     setup_logging()
@@ -49,6 +59,8 @@ def serve(
     source = resolve_model(
         model.path, settings.run.model_cache, random_weights=model.random_weights
     )
+    if gpus is not None:
+        engine = on_gpus(engine, sizes_of(str(source), settings.run.model_cache), gpus)
     port = port or free_port(host)
     name = f"server-{socket.gethostname()}-{port}"
     # Of this server alone: others may be starting, and replace theirs.

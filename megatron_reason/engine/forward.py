@@ -250,8 +250,12 @@ def _scattered(value_N: Tensor, batch: PackedBatch) -> Tensor:
 
 
 def _entropies(stats: TokenStats, batch: PackedBatch) -> StepMetrics:
+    """Sums over the supervised tokens, and over those of each role."""
     metrics = StepMetrics()
     entropy_T = stats.entropy_T.detach()
+    metrics.add(
+        "train/entropy", float(entropy_T[batch.supervised_N].sum()), len(batch.supervised_N)
+    )
     for role in Role:
         mask_T = batch.role_mask_T(role)
         if count := int(mask_T.sum()):

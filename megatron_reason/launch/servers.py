@@ -46,7 +46,7 @@ class Component:
     """CPUs of each."""
 
     def gpus_per_task(self, cluster: ClusterConfig) -> int:
-        """GPUs of each server, which shards the model among them; none on a cluster without."""
+        """GPUs of each server, which may shard the model among them; none on a cluster without."""
         if not cluster.gpus_per_node:
             return 0
         return max(cluster.gpus_per_node * self.nodes // self.tasks, 1)
@@ -97,9 +97,9 @@ def servers(
     log = run_folder / "logs" / "servers.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     told = [sys.executable, "-m", "megatron_reason.cli.app", "serve", *command]
-    gpus = component.gpus_per_task(cluster)
     told += ["--register", str(folder), "--port", "0"]
-    told += ["--set", f"engine.tensor_parallel_size={max(gpus, 1)}"]
+    if gpus := component.gpus_per_task(cluster):
+        told += ["--gpus", str(gpus)]
     with interruptible("the servers"), log.open("ab") as stream:
         begin = stream.tell()
         process = subprocess.Popen(

@@ -16,6 +16,7 @@ from megatron_reason.methods._surrogate import (
     PolicyMethod,
     Surrogate,
     bonus_losses,
+    measured,
     penalty_losses,
     penalty_terms,
     policy_term,
@@ -59,6 +60,7 @@ class HybridMethod(PolicyMethod[H], Generic[H]):
         config = self.config
         return [
             policy_term(config, coef=config.policy_weight),
+            *measured(config),
             *penalty_terms(config, config.policy_weight),
             sft_term(config),
             *bonus_terms(config),
@@ -66,8 +68,8 @@ class HybridMethod(PolicyMethod[H], Generic[H]):
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """-A r of rollouts, -log p of demonstrations, and what the settings add."""
-        policy_T = Surrogate.of(stats, batch, self.config).loss_T()
-        losses = {"pg": policy_T, "sft": -stats.logprob_T}
+        surrogate = Surrogate.of(stats, batch, self.config)
+        losses = {"pg": surrogate.loss_T(), "sft": -stats.logprob_T, **surrogate.measures()}
         penalty = penalty_losses(stats, batch, self.config)
         return losses | penalty | bonus_losses(stats, self.config)
 

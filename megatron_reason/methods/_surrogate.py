@@ -53,6 +53,11 @@ class PolicyConfig(CorrectedConfig):
     entropy_bonus: float = Field(default=0.0, ge=0)
     """Weight of the mean entropy that is added to the objective."""
 
+    @property
+    def clips(self) -> bool:
+        """Whether ratios are clipped."""
+        return self.clip_low is not None or self.clip_high is not None
+
 
 P = TypeVar("P", bound=PolicyConfig)
 
@@ -97,13 +102,16 @@ def policy_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
         config: settings.
         coef: factor of the whole.
     """
-    terms = [
-        policy_term(config, coef=coef),
-        Term("policy/ppo_kl", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
-        Term("policy/clipfrac_low", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
-        Term("policy/clipfrac_high", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
-    ]
-    return [*terms, *penalty_terms(config, coef), *rollout_bonus_terms(config, coef)]
+    bonus = rollout_bonus_terms(config, coef)
+    return [policy_term(config, coef=coef), *measured(config), *penalty_terms(config, coef), *bonus]
+
+
+def measured(config: PolicyConfig) -> list[Term]:
+    """How far the policy has moved, and what the clip took, if any; values: `measures`."""
+    names = ["policy/ppo_kl"]
+    if config.clips:
+        names += ["policy/clipfrac_low", "policy/clipfrac_high"]
+    return [Term(name, over=Role.ROLLOUT, mean="token_mean", coef=0.0) for name in names]
 
 
 def penalty_terms(config: PolicyConfig, coef: float = 1.0) -> list[Term]:
@@ -192,14 +200,14 @@ class Surrogate:
         return is_low_T, is_high_T
 
     def measures(self) -> Mapping[str, Tensor]:
-        """Values [T] of the terms that are only measured."""
-        is_low_T, is_high_T = self.is_clipped_T()
-        dtype = self.logprob_T.dtype
-        return {
-            "policy/ppo_kl": (self.old_logprob_T - self.logprob_T).detach(),
-            "policy/clipfrac_low": is_low_T.to(dtype),
-            "policy/clipfrac_high": is_high_T.to(dtype),
-        }
+        """Values [T] of `measured`, without a gradient."""
+        found = {"policy/ppo_kl": (self.old_logprob_T - self.logprob_T).detach()}
+        if self.config.clips:
+            is_low_T, is_high_T = self.is_clipped_T()
+            dtype = self.logprob_T.dtype
+            found["policy/clipfrac_low"] = is_low_T.to(dtype)
+            found["policy/clipfrac_high"] = is_high_T.to(dtype)
+        return found
 
     def _clipped_ratio_T(self) -> Tensor:
         low = None if self.config.clip_low is None else 1 - self.config.clip_low

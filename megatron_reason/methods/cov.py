@@ -25,9 +25,7 @@ from megatron_reason.methods._surrogate import (
     Surrogate,
     bonus_losses,
     penalty_losses,
-    penalty_terms,
-    policy_term,
-    rollout_bonus_terms,
+    policy_terms,
 )
 from megatron_reason.schema.batch import GlobalTokens, PackedBatch, Role, TokenStats
 from megatron_reason.schema.method import Frozen, Needs, Preset, Term, TrainState, method
@@ -57,6 +55,11 @@ class CovConfig(PolicyConfig):
     scope: Literal["batch", "chunk"] = "batch"
     """Tokens whose means the covariance takes and among which tokens are chosen: all of the global
     batch, or those of each `chunk` neighbouring sequences."""
+
+    @property
+    def clips(self) -> bool:
+        """Whether ratios are clipped: KL-Cov has no clip."""
+        return self.mode == "clip" and super().clips
 
 
 _ODD = 0x1E3779B97F4A7C15
@@ -115,9 +118,7 @@ class Cov(PolicyMethod[CovConfig]):
     def terms(self, state: TrainState) -> Sequence[Term]:  # noqa: ARG002 - the terms never change
         """One policy term, and what the settings add; how many tokens were chosen is measured."""
         return [
-            policy_term(self.config),
-            *penalty_terms(self.config),
-            *rollout_bonus_terms(self.config),
+            *policy_terms(self.config),
             Term("policy/cov_chosen", over=Role.ROLLOUT, mean="token_mean", coef=0.0),
         ]
 
@@ -136,6 +137,7 @@ class Cov(PolicyMethod[CovConfig]):
                 losses_T = surrogate.weight_T * losses_T
         return {
             "pg": losses_T,
+            **surrogate.measures(),
             "policy/cov_chosen": is_chosen_T.to(losses_T.dtype),
             **penalty_losses(stats, batch, self.config),
             **bonus_losses(stats, self.config),

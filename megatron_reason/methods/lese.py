@@ -27,9 +27,7 @@ from megatron_reason.methods._surrogate import (
     Surrogate,
     bonus_losses,
     penalty_losses,
-    penalty_terms,
-    policy_term,
-    rollout_bonus_terms,
+    policy_terms,
 )
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
 from megatron_reason.schema.credit import Credit, GroupOutcome
@@ -118,22 +116,22 @@ class LESE(PolicyMethod[LESEConfig]):
         """SFT over demonstrations, GRPO over rollouts; alpha is inside the values."""
         return [
             Term("sft", over=Role.DEMO, mean="seq_mean_token_mean"),
-            policy_term(self.config),
-            *penalty_terms(self.config),
-            *rollout_bonus_terms(self.config),
+            *policy_terms(self.config),
             Term("lese/alpha", over=Role.ROLLOUT, mean="seq_mean_token_mean", coef=0.0),
         ]
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Likelihood, and all that GRPO's loss is made of, each times its prompt's factor."""
         coef_T = batch.per_token(batch.coef_S).to(stats.logprob_T.dtype)
+        surrogate = Surrogate.of(stats, batch, self.config)
         losses = {
             "sft": -stats.logprob_T,
-            "pg": Surrogate.of(stats, batch, self.config).loss_T(),
+            "pg": surrogate.loss_T(),
             **penalty_losses(stats, batch, self.config),
             **bonus_losses(stats, self.config),
         }
-        return {"lese/alpha": coef_T} | {name: coef_T * loss_T for name, loss_T in losses.items()}
+        weighted = {name: coef_T * loss_T for name, loss_T in losses.items()}
+        return {"lese/alpha": coef_T, **surrogate.measures(), **weighted}
 
     def credit(self, group: GroupOutcome) -> Credit:
         """Advantages from total rewards, and alpha."""

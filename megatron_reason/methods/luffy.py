@@ -24,6 +24,7 @@ from megatron_reason.methods._surrogate import (
     PolicyMethod,
     Surrogate,
     bonus_losses,
+    measured,
     penalty_losses,
     penalty_terms,
     policy_term,
@@ -97,12 +98,13 @@ class LUFFY(PolicyMethod[LUFFYConfig]):
         over = EVERYTHING if is_shaped else Role.ROLLOUT
         policy = policy_term(config, over=over, coef=config.policy_weight)
         penalty = penalty_terms(config, config.policy_weight)
-        return [policy, *penalty, *([] if is_shaped else [sft_term(config)]), *bonus_terms(config)]
+        likelihood = [] if is_shaped else [sft_term(config)]
+        return [policy, *measured(config), *penalty, *likelihood, *bonus_terms(config)]
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:
         """-A r of rollouts, -A f(p) of demonstrations, and what the settings add."""
         surrogate = Surrogate.of(stats, batch, self.config)
-        losses = {"pg": surrogate.loss_T()}
+        losses = {"pg": surrogate.loss_T(), **surrogate.measures()}
         if self.config.demo_loss == "shaped":
             prob_T = stats.logprob_T.exp()
             shaped_T = -surrogate.advantage_T * prob_T / (prob_T + self.config.gamma)

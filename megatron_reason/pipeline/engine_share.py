@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from megatron_reason.config.gpus import GIB, Gpu
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig
+from megatron_reason.errors import ConfigError
 from megatron_reason.pipeline._sizes import Sizes
 
 _BESIDE_WEIGHTS = 4 * GIB
@@ -96,6 +97,24 @@ def objection(config: EngineConfig, sizes: Sizes, gpu: Gpu, dtype: Precision) ->
         f"engine: {asked.weights / GIB:.0f} GiB of weights on each GPU do not fit into the "
         f"{asked.taken / GIB:.0f} GiB that vLLM takes of it; {way_out}"
     )
+
+
+def on_gpus(config: EngineConfig, sizes: Sizes, gpus: int) -> EngineConfig:
+    """A server's engine on so many GPUs: among all that its heads allow, unless it says.
+
+    Raises:
+        ConfigError: it asks for more than there are.
+    """
+    if "tensor_parallel_size" not in config.model_fields_set:
+        most = max(size for size in range(1, gpus + 1) if sizes.splits(size))
+        return config.model_copy(update={"tensor_parallel_size": most})
+    if config.tensor_parallel_size > gpus:
+        raise ConfigError(
+            "engine.tensor_parallel_size",
+            f"{config.tensor_parallel_size} is more than the {gpus} GPUs that the server has.",
+            "Give it more GPUs, or make it smaller; without it the server takes what it can.",
+        )
+    return config
 
 
 def _weights(sizes: Sizes, dtype: Precision) -> float:

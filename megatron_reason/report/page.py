@@ -282,7 +282,8 @@ _KNOWN = {
     ),
 }
 _LAST = ("train/lr", "train/grad_norm")
-_NOT_DRAWN = frozenset({"train/nonfinite_skipped"})
+_NOT_DRAWN = frozenset({"train/nonfinite_skipped", "train/entropy"})
+"""The entropy is drawn by role."""
 _MONITORED = re.compile(r"eval/[^/]+/pass@1")
 
 

@@ -103,7 +103,7 @@ def _skipped(curves: Curves) -> Found:
 
 @rule("entropy fell")
 def _entropy_fell(curves: Curves) -> Found:
-    for name, series in _named(curves, "train/entropy"):
+    for name, series in _named(curves, "train/entropy_"):
         for step, now, most, since in _extremes(series, max):
             if most > 0 and now < 0.5 * most:
                 yield step, f"{name} fell {100 * (1 - now / most):.0f}% in {since} steps"
@@ -111,7 +111,7 @@ def _entropy_fell(curves: Curves) -> Found:
 
 @rule("entropy rose")
 def _entropy_rose(curves: Curves) -> Found:
-    for name, series in _named(curves, "train/entropy"):
+    for name, series in _named(curves, "train/entropy_"):
         for step, now, least, since in _extremes(series, min):
             if least > 0 and now > 3 * least:
                 yield step, f"{name} rose to {now / least:.1f} times in {since} steps"

@@ -13,8 +13,8 @@ COMPONENT = Component("7.0", nodes=2, tasks=2, cpus_per_task=4)
 REGISTERS = """
 while [ "$1" != --register ]; do shift; done
 mkdir -p "$2"
-for i in 1 2; do echo "http://node$i:1" >"$2/node$i.url"; done
 trap 'echo told to leave; exit 75' USR1
+for i in 1 2; do echo "http://node$i:1" >"$2/node$i.url"; done
 while :; do sleep 0.05; done
 """
 
@@ -68,10 +68,18 @@ def test_they_are_told_to_leave_and_leave_nothing(srun, tmp_path):
     for words in (
         "--het-group=1 --nodes=2 --ntasks=2 --cpus-per-task=4 --gpus-per-task=8",
         "--container-image=image --x bash -c", "serve run.yaml --register",
-        "--port 0 --set engine.tensor_parallel_size=8",
+        "--port 0 --gpus 8",
     ):  # fmt: skip
         assert words in told
     assert last == "told to leave"
+
+
+def test_servers_on_cpus_shard_as_the_run_says(srun, tmp_path):
+    srun(REGISTERS)
+    with started(tmp_path / "run"):
+        pass
+    told = (tmp_path / "run" / "logs" / "servers.log").read_text().splitlines()[0]
+    assert told.endswith("--port 0")
 
 
 def test_servers_that_end_at_once_are_quoted(srun, tmp_path):

@@ -2,8 +2,9 @@ import pytest
 
 from megatron_reason.config.gpus import GIB, GPUS
 from megatron_reason.config.sampling import EngineConfig
+from megatron_reason.errors import ConfigError
 from megatron_reason.pipeline._sizes import KNOWN
-from megatron_reason.pipeline.engine_share import EngineShare, objection
+from megatron_reason.pipeline.engine_share import EngineShare, objection, on_gpus
 
 H100 = GPUS["H100-80"]
 SIZES = KNOWN["Qwen2.5-7B"]
@@ -77,3 +78,25 @@ def test_a_model_that_vllm_cannot_hold_is_told_on_how_many_gpus_it_could(model, 
     else:
         assert found is not None
         assert wanted in found
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "shards"),
+    [
+        ("Qwen2.5-7B", 8, 4),
+        ("Qwen2.5-7B", 3, 2),
+        ("Qwen2.5-72B", 8, 8),
+        ("Qwen2.5-1.5B", 8, 4),
+        ("Qwen2.5-14B", 1, 1),
+    ],
+)
+def test_a_server_takes_of_its_gpus_what_the_heads_allow(model, gpus, shards):
+    assert on_gpus(EngineConfig(), KNOWN[model], gpus).tensor_parallel_size == shards
+
+
+def test_a_server_that_is_told_takes_what_it_is_told_if_it_is_there():
+    told = EngineConfig(tensor_parallel_size=2)
+    assert on_gpus(told, SIZES, 8) is told
+    assert on_gpus(EngineConfig(tensor_parallel_size=1), SIZES, 8).tensor_parallel_size == 1
+    with pytest.raises(ConfigError, match="2 is more than the 1 GPUs"):
+        on_gpus(told, SIZES, 1)

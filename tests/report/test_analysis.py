@@ -200,9 +200,9 @@ def test_distances_are_means_of_means():
 
 
 def test_events_are_restarts_and_warnings():
-    rows = [{"step": i, "time": 2.0 * i + (500 if i > 6 else 0), "train/entropy": 1.0}
+    rows = [{"step": i, "time": 2.0 * i + (500 if i > 6 else 0), "train/entropy_demo": 1.0}
             for i in range(1, 12)]  # fmt: skip
-    rows += [{"step": 12, "time": 526.0, "train/entropy": 0.1}]
+    rows += [{"step": 12, "time": 526.0, "train/entropy_demo": 0.1}]
     assert [(e.step, e.is_warning) for e in events(rows)] == [(7, False), (12, True)]
 
 

@@ -55,10 +55,10 @@ def test_a_rule_is_silent_about_steady_curves(name: str):
 
 
 def test_slow_changes_are_no_alarm_and_old_ones_are_over():
-    assert alarms(metrics("train/entropy", [1 - 0.005 * i for i in range(150)])) == []
+    assert alarms(metrics("train/entropy_rollout", [1 - 0.005 * i for i in range(150)])) == []
     fell = [1.0] * 5 + [0.1] * 100
-    (alarm,) = alarms(metrics("train/entropy", fell))
+    (alarm,) = alarms(metrics("train/entropy_rollout", fell))
     assert (alarm.step, alarm.is_over) == (6, True)
-    (fresh,) = alarms(metrics("train/entropy", fell[:10]))
+    (fresh,) = alarms(metrics("train/entropy_rollout", fell[:10]))
     assert not fresh.is_over
     assert alarms([]) == []

@@ -7,7 +7,7 @@ import importlib
 import json
 import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from megatron_reason.config.template import TemplateConfig
 from megatron_reason.config.tracking import TrackingConfig
 from megatron_reason.config.train import BatchConfig, CheckpointConfig, OptimConfig, TrainConfig
 from megatron_reason.schema.batch import TokenizedSample
-from megatron_reason.schema.method import METHODS
+from megatron_reason.schema.method import METHODS, TrainState
 from megatron_reason.schema.records import Message, Problem
 from megatron_reason.schema.tables import Kind, write_table
 from megatron_reason.training.jobs import RolloutJob, TrainJob
@@ -95,8 +95,13 @@ def make_job(
     return TrainJob(**(fields | changes))
 
 
-def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
-    """Run `jobs` one after the other on these ranks; what one could not go on with is written."""
+def run_all(
+    rank: int, world_size: int, jobs: Sequence[TrainJob], watched: Collection[str] = ()
+) -> None:
+    """Run `jobs` one after the other on these ranks; what one could not go on with is written.
+
+    Of those whose folders' names are `watched`, the weights before each update are kept, too.
+    """
     from megatron.core import parallel_state
 
     from megatron_reason.engine.topology import init_topology
@@ -114,6 +119,8 @@ def run_all(rank: int, world_size: int, jobs: Sequence[TrainJob]) -> None:
         assert job.rollout is not None
         original, sleep = online.update, HFEngine.sleep
         online.update = _recording(original, job.output)
+        if job.output.name in watched:
+            online.update = _exporting(online.update, job)
         if job.rollout.settings.steps_ahead:
             online.update = _awaiting_the_next_rollouts(online.update, job.output)
         HFEngine.sleep = _counting(sleep, job.output)
@@ -139,6 +146,17 @@ def _counting(sleep: Any, output: Path) -> Any:
     return counted
 
 
+def _exporting(update: Any, job: TrainJob) -> Any:
+    """`update`, which also writes the weights that it is about to change."""
+    from megatron_reason.training.exporting import exported
+
+    def exporting(trainable: Any, method: Any, samples: Any, state: Any, *rest: Any) -> Any:
+        exported(job, trainable, weights_before(job.output, state.update)).write()
+        return update(trainable, method, samples, state, *rest)
+
+    return exporting
+
+
 def _recording(update: Any, output: Path) -> Any:
     """`update`, which also keeps the batches it was given and what it said of them."""
 
@@ -146,7 +164,7 @@ def _recording(update: Any, output: Path) -> Any:
         found = update(trainable, method, samples, state, *rest)
         if trainable.topology.rank == 0:
             with (output / f"update_{state.update}.pickle").open("wb") as stream:
-                pickle.dump((list(samples), found), stream)
+                pickle.dump((list(samples), found, state), stream)
         return found
 
     return recorded
@@ -185,5 +203,22 @@ def rollouts(output: Path, step: int) -> list[dict[str, Any]]:
 
 def one_update(output: Path, update: int) -> tuple[list[TokenizedSample], dict[str, float]]:
     """Samples of an update, and its own metrics."""
+    samples, found, _ = _recorded(output, update)
+    return samples, found
+
+
+def state_of(output: Path, update: int) -> TrainState:
+    """What the method was told of the run's progress at an update."""
+    return _recorded(output, update)[2]
+
+
+def weights_before(output: Path, update: int) -> Path:
+    """Hugging Face folder of the weights that an update of a watched run changed."""
+    return output / f"before_{update}"
+
+
+def _recorded(
+    output: Path, update: int
+) -> tuple[list[TokenizedSample], dict[str, float], TrainState]:
     with (output / f"update_{update}.pickle").open("rb") as stream:
         return pickle.load(stream)

@@ -1,6 +1,5 @@
 """Every method that learns from rollouts, live on a tiny random model, and what goes wrong."""
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_reason.config.train import KeepConfig
 from megatron_reason.schema.batch import Role, TokenizedSample
-from megatron_reason.schema.method import TrainState, build_method
+from megatron_reason.schema.method import build_method
 from tests.distributed import spawn
 from tests.engine import invariance
 from tests.training import online_run
@@ -23,6 +22,8 @@ from tests.training.online_run import (
     one_update,
     rollouts,
     run_all,
+    state_of,
+    weights_before,
 )
 from tests.training.tiny_run import kill_after, losses, run, start
 
@@ -112,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = best.train.model_copy(update={"checkpoint": saving})
     jobs.append(best.model_copy(update={"train": train}))
     jobs.append(make_job(folder, "learns", "grpo", learns, updates=24, rollout={"max_tokens": 1}))
-    spawn(run_all, 1, jobs)
+    spawn(run_all, 1, jobs, [*METHODS, "ahead"])
     return folder
 
 
@@ -142,24 +143,40 @@ def error_of(output: Path) -> str:
     return found.read_text(encoding="utf-8") if found.is_file() else ""
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_runs_live_and_its_first_loss_is_that_of_the_recorded_batch(folder: Path, name: str):
-    """The loss of the live update, computed again in float64 by Hugging Face's model."""
-    method, settings, _ = METHODS[name]
+@pytest.mark.parametrize("name", [*METHODS, "ahead"])
+def test_runs_live_and_each_loss_is_that_of_the_recorded_batch(folder: Path, name: str):
+    """The loss of each live update, computed again in float64 by Hugging Face's model."""
+    method, settings, _ = (METHODS | SPECIAL)[name]
     output = folder / name
     assert not error_of(output)
-    rows = metrics(output)
-    assert rows[-1]["step"] == UPDATES
-    assert all(math.isfinite(row["train/loss"]) for row in rows)
-    # Engine and trainer compute alike, at whatever temperature.
-    assert all(row.get("mismatch/logprob_abs_diff", 0.0) < 1e-5 for row in rows)
     learner = build_method(make_job(folder, name, method, FEW | settings).method)
-    drawn, first = one_update(output, 0)
-    base = folder / "model"
-    loss, _ = invariance.reference(learner, base, base, drawn, TrainState(0, UPDATES, seed=3))
-    assert first["train/loss"] == pytest.approx(loss, abs=2e-6, rel=2e-6)
-    # The log-probs of the statistics pass are those of the update, to the last bit.
-    assert first.get("policy/ppo_kl", 0.0) == 0.0
+    rows = metrics(output)
+    assert rows[-1]["step"] == (UPDATES if name in METHODS else 2)
+    for update in range(int(rows[-1]["step"])):
+        drawn, found = one_update(output, update)
+        weights, state = weights_before(output, update), state_of(output, update)
+        loss, _ = invariance.reference(learner, weights, folder / "model", drawn, state)
+        assert found["train/loss"] == pytest.approx(loss, abs=2e-6, rel=2e-6), update
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_engine_and_trainer_agree_and_only_a_second_update_leaves_the_policy_that_answered(
+    folder: Path, name: str
+) -> None:
+    output = folder / name
+    # At whatever temperature.
+    found = [row.get("mismatch/logprob_abs_diff", 0.0) for row in metrics(output)]
+    assert max(found) < 1e-5
+    a_step = METHODS[name][2].get("updates_per_step", 1)
+    for update in range(UPDATES):
+        # The log-probs of the statistics pass are those of a step's first update, to the last bit.
+        distance = one_update(output, update)[1].get("policy/ppo_kl", 0.0)
+        assert (distance == 0.0) == (update % a_step == 0), update
+
+
+def test_rollouts_made_ahead_are_of_other_weights_and_say_so(folder: Path) -> None:
+    first, second = metrics(folder / "ahead")
+    assert first["mismatch/logprob_abs_diff"] < 1e-5 < second["mismatch/logprob_abs_diff"]
 
 
 def test_the_penalty_grows_as_the_policy_leaves_its_reference(folder: Path) -> None:
@@ -170,25 +187,33 @@ def test_the_penalty_grows_as_the_policy_leaves_its_reference(folder: Path) -> N
     assert min(later) > 1e-4
 
 
-def test_metrics_have_the_names_users_know(folder: Path):
-    wanted = {
-        "train/loss", "train/pg", "train/entropy_rollout", "train/grad_norm", "train/lr",
-        "train/nonfinite_skipped", "policy/ppo_kl", "policy/clipfrac_low", "policy/clipfrac_high",
-        "mismatch/logprob_abs_diff", "mismatch/logprob_abs_diff_p99",
-        "mismatch/logprob_abs_diff_max", "mismatch/k3_kl", "mismatch/ess",
-        "perf/tflops_per_rank", "reward/mean", "reward/status_timeout", "groups/all_correct",
-        "groups/all_wrong", "groups/mixed", "response_length/mean", "response_length/truncated",
-        "perf/tokens_per_s", "perf/peak_mem_gb", "time/step", "time/rollout", "time/grade",
+@pytest.mark.parametrize("name", METHODS)
+def test_metrics_have_the_names_users_know(folder: Path, name: str):
+    always = {
+        "train/loss", "train/entropy", "train/grad_norm", "train/lr", "train/nonfinite_skipped",
+        "perf/tflops_per_rank", "perf/tokens_per_s", "perf/peak_mem_gb", "time/step",
         "time/prepass", "time/train", "time/sync", "progress/samples", "progress/tokens",
     }  # fmt: skip
-    rows = metrics(folder / "grpo")
-    assert all(wanted <= row.keys() for row in rows)
+    of_rollouts = {
+        "mismatch/logprob_abs_diff", "mismatch/logprob_abs_diff_p99",
+        "mismatch/logprob_abs_diff_max", "mismatch/k3_kl", "mismatch/ess", "reward/mean",
+        "reward/status_timeout", "groups/all_correct", "groups/all_wrong", "groups/mixed",
+        "response_length/mean", "response_length/truncated", "time/rollout", "time/grade",
+    }  # fmt: skip
+    if name != "srft":  # It has no older policy to leave.
+        of_rollouts |= {"train/pg", "policy/ppo_kl"}
+    if name not in ("srft", "luffy", "relift", "hpt", "kl_cov"):
+        of_rollouts |= {"policy/clipfrac_low", "policy/clipfrac_high"}
+    rows = metrics(folder / name)
+    assert all(always <= row.keys() for row in rows)
+    with_rollouts = [row for row in rows if "reward/mean" in row]
+    assert with_rollouts
+    assert all(of_rollouts <= row.keys() for row in with_rollouts)
     assert {row["progress/updates"] for row in rows} == {UPDATES}
-    assert [row["progress/prompts"] for row in rows] == [3, 6, 9, 12]
-    # Engine and trainer run the same float32 weights.
-    assert all(row["mismatch/logprob_abs_diff"] < 1e-5 for row in rows)
-    # Two updates a step: the second is no longer that of the policy which answered.
-    assert one_update(folder / "kl_cov", 1)[1]["train/loss"] != pytest.approx(0.0, abs=1e-9)
+
+
+def test_progress_counts_the_prompts(folder: Path) -> None:
+    assert [row["progress/prompts"] for row in metrics(folder / "grpo")] == [3, 6, 9, 12]
 
 
 def test_an_update_makes_better_answers_likelier(folder: Path):

@@ -26,7 +26,7 @@ from megatron_reason.tracking.jsonl import read_metrics
 
 _LONG_PAUSE = 20
 """Times the usual step that a pause must last to count as a restart."""
-_ENTROPY = "train/entropy"
+_ENTROPY = "train/entropy_"
 _STYLES = ("-", "--", ":")
 """Lines of each kind of token, the same for all models."""
 
@@ -73,7 +73,7 @@ def entropy_curves(
     for model, frame in curves.items():
         for key, line in frame.group_by("metric", maintain_order=True):
             style = _STYLES[kinds.index(str(key[0])) % len(_STYLES)]
-            kind = str(key[0]).removeprefix(_ENTROPY).strip("_") or "all"
+            kind = str(key[0]).removeprefix(_ENTROPY)
             ax.plot(
                 line["step"].to_numpy(), line["value"].to_numpy(), linestyle=style,
                 color=look[model].color, linewidth=1.6, label=f"{model}, {kind} tokens",
