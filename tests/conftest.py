@@ -1,15 +1,24 @@
 """Fixtures shared by all tests: the small real model, made once into a git-ignored folder."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from megatron_reason.generation.vllm_engine import VllmEngine
 
 MODEL_CACHE = Path(__file__).parent.parent / "models"
+
+# A machine that is busy makes no example too slow, and a run of the tests is like any other.
+settings.register_profile("ours", deadline=None, derandomize=True)
+settings.load_profile("ours")
+# Servers of this machine are never asked by way of somebody's proxy.
+for _name in ("NO_PROXY", "no_proxy"):
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1,localhost")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,6 +39,7 @@ def use_hub(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     HfFileSystem.clear_instance_cache()
     monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + TEMPLATE)
 
 

@@ -66,6 +66,15 @@ FENCES: dict[str, tuple[re.Pattern[str], tuple[str, ...], str]] = {
         ("engine/topology.py",),
         "take a Topology as an argument",
     ),
+    "logprob-fence": (
+        re.compile(r"\b(log_softmax|logsumexp|cross_entropy|CrossEntropyLoss)\b"),
+        (
+            "generation/hf_engine.py",  # a sampler, whose own distributions they are
+            "ops/*",
+            "pipeline/parity.py",  # the other side of the comparison
+        ),
+        "take ops.token_stats, which all methods, passes and scores share",
+    ),
     "logprob-spelling": (
         re.compile(r"(?<![A-Za-z])log_probs?(?![A-Za-z])"),
         (),

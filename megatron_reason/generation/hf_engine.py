@@ -26,6 +26,7 @@ from megatron_reason.generation.base import Completion
 from megatron_reason.generation.buckets import ArrivingBucket
 from megatron_reason.generation.hf_batch import Row, RunningBatch
 from megatron_reason.generation.owned import OwnedEngine, Request
+from megatron_reason.ops.token_stats import token_stats_from_logits
 from megatron_reason.schema.records import Finish
 
 _EXPERT = re.compile(
@@ -94,8 +95,8 @@ class HFEngine(OwnedEngine):
         rows: list[list[float]] = []
         for sequence in sequences:
             ids_T = torch.tensor(sequence, device=self._model.device)
-            logprob_TV = self._model(ids_T[None]).logits[0, :-1].float().log_softmax(-1)
-            rows.append(logprob_TV.gather(1, ids_T[1:, None])[:, 0].tolist())
+            logits_TV = self._model(ids_T[None]).logits[0, :-1].float()
+            rows.append(token_stats_from_logits(logits_TV, ids_T[1:]).logprob_T.tolist())
         return rows
 
     def _exchange(self) -> None:

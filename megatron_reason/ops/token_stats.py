@@ -96,7 +96,9 @@ def token_stats_from_logits(  # noqa: PLR0913 - the public signature other code 
             "that backend multiplies by the LM head itself; it takes no logits.",
             "Use backend 'auto' or 'torch', or call token_stats with hidden states and head.",
         )
-    if _known(backend) == "reference":
+    is_oracle = _known(backend) == "reference"
+    _announce("reference" if is_oracle else "torch")
+    if is_oracle:
         return oracle_stats_from_logits(logits, target, request, reference_logits)
     return logits_stats(logits, target, request, reference_logits)
 

@@ -416,7 +416,7 @@ def test_real_model_engine_and_grader(
             grade=pool.grade_many,
         )
     rows = read_table(tmp_path, Kind.GENERATIONS)
-    assert summary.metrics["pass@4"].value >= 0.4, rows["response"].to_list()
+    assert summary.metrics["pass@4"].value > 0, rows["response"].to_list()
     assert summary.metrics["pass@1"].value <= summary.metrics["pass@4"].value
     assert not rows["response"].str.contains("<|im_end|>", literal=True).any()
     card = read_card(tmp_path)

@@ -14,7 +14,7 @@ _MREASON = ROOT / ".venv-nemo" / "bin" / "mreason"
 
 in_nemo_environment = pytest.mark.skipif(
     not _MREASON.is_file(),
-    reason="no .venv-nemo: python -m venv .venv-nemo && .venv-nemo/bin/pip install '.[nemo]'",
+    reason="no .venv-nemo: docs/cluster.md, 'Sweeps', has the two lines that make it",
 )
 
 
@@ -29,7 +29,7 @@ def swept(folder: Path, *words: str, environment: Mapping[str, str] = os.environ
     done = subprocess.run(
         [_MREASON, "sweep", grid, "--python", sys.executable, *words], cwd=ROOT, check=False,
         env={**environment, "NEMORUN_HOME": str(folder / "nemo"), "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=900,
+        capture_output=True, text=True, timeout=540,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((folder / "runs" / "swept.json").read_text(encoding="utf-8"))

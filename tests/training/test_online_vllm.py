@@ -30,7 +30,7 @@ WIDE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 _LONG = {"max_tokens": 40}
 RUNS = {
     "grpo": ("grpo", FEW, {}), "srft": ("srft", FEW | {"temperature": 0.7}, {}),
-    "dies": ("grpo", FEW, {"steps_ahead": 1}), "dies_twice": ("grpo", FEW, _LONG),
+    "dies": ("grpo", FEW, {"steps_ahead": 1, **_LONG}), "dies_twice": ("grpo", FEW, _LONG),
     "sharded": ("grpo", FEW, _LONG),
 }  # fmt: skip
 
