@@ -5,9 +5,12 @@ holds mu at 0.1 and weighs each expert token by p (1 - p).
 Source: CHORD (arXiv 2508.11408) eqs. 3-6
 Data. Rollouts, graded; expert demonstrations of any prompts, in a batch of their own.
 Expect. Expert tokens the model is sure of, or sure against, are left alone by phi.
-Deviations. The code averages the tokens of each micro-batch and then weighs by sequences; here each
-mean is over its own tokens of the global batch. The configuration the repository ships (preset
-shipped) combines both variants and is neither.
+Deviations. The code averages the tokens of each micro-batch and then weighs by sequences, rollouts
+and experts each by their own. Here the expert term is the token mean of the global batch, without a
+setting, and the policy term by default. The configuration the repository ships (preset shipped)
+combines both variants and is neither. The code's bound on the experts' log p, off by default, is
+missing. By default (`tis: token`) the policy loss of a token is multiplied by
+min(p_old / p_engine, 2), which neither paper nor code does: `tis: none` is theirs.
 """
 
 import math

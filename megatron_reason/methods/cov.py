@@ -9,7 +9,13 @@ first one, where log p = log p_old.
 Expect. Entropy that falls more slowly, or not at all.
 Deviations. The released code takes the means, the random choice and the largest covariances within
 each micro-batch; by default they are taken over the global batch. `scope: chunk` takes them within
-chunks of so many neighbouring sequences, whatever the layout.
+chunks of so many neighbouring sequences, whatever the layout. The authors' recipe is DAPO's, where
+other prompts replace those whose rollouts are all right or all wrong. The presets have its loss,
+batch and clip, but not that: such prompts stay, with advantage 0, and count in every mean. KL-Cov
+as released takes the smaller of its percentage and the number of tokens, which binds only above
+1 %; it is left out. By default (`tis: token`) the loss of a token, KL-Cov's penalty included, is
+multiplied by min(p_old / p_engine, 2), which neither paper nor released code does: `tis: none` is
+theirs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,8 @@ Deviations. The papers' equations sum over tokens (preset paper); the released c
 mean of each micro-batch of 4 (preset released). By default it is the token mean of the global
 batch. The released code adds up the gradients of its micro-batches, 8 on each of DFT's 8 ranks, 32
 on each of DR's 2; Adam hardly feels such a factor, clipping does: divide train.optim.clip_grad by
-it.
+it. It keeps parameters and Adam's moments in bfloat16 and cuts sequences at 2,048 tokens; here the
+parameters' main copies and the moments are float32, and `mix` leaves longer sequences out.
 `weight: probability_complement` is CHORD's p (1 - p), `none` plain likelihood.
 """
 

@@ -14,6 +14,10 @@ over micro-batches by their sequences; here the mean is over the global batch. m
 chunk_mean_token_mean does as verl does in chunks of a fixed number of sequences; verl fills its
 micro-batches up to 32,768 tokens, which no fixed number imitates. Dr.GRPO divides by the generation
 budget and by the sequences; verl's newest mode does not do the latter (mean sum_over_constant).
+By default (`tis: token`) the policy loss of a token is multiplied by min(p_old / p_engine, 2),
+which none of the sources does: `tis: none` is theirs. GSPO's bounds 3e-4 and 4e-4 were checked
+against a quotation of its paper, not its text. OXA's released prompts for RL have a space before
+the suffix, those for SFT and evaluation have none; template `oxa` has none anywhere.
 """
 
 from collections.abc import Mapping, Sequence

@@ -7,7 +7,12 @@ Data. Prompts with a demonstration each.
 Expect. The share of prompts that are imitated falls as the model learns.
 Deviations. The released code adds up the token means of its micro-batches, so that the weight of
 SFT, and of the entropy bonus, grows with their number; here each is one token mean. It also skips
-updates whose gradient norm exceeds 80: train.optim.skip_grad_norm 80.
+updates whose gradient norm exceeds 80: train.optim.skip_grad_norm 80. Of the presets, 8 rollouts
+and the gate are the paper's, too; the policy loss without standard deviation, clip or division by
+the sequences, and the weight 0.3 of SFT at 1.5B, are the released code's. Its band of prompts that
+LUFFY's loss may take is empty in its scripts and missing here. By default (`tis: token`) the policy
+loss of a token is multiplied by min(p_old / p_engine, 2), which neither paper nor released code
+does: `tis: none` is theirs.
 """
 
 from typing import Literal

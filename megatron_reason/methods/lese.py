@@ -8,8 +8,10 @@ Expect. Nobody solves a prompt: pure SFT. Every rollout has the full reward: the
 Deviations. D is the population's standard deviation, as the stated bound 1.55 = 3.1 / 2 demands;
 GRPO's own advantages use the sample's. The paper's eps_low of 0.8 is read as the bound 1 - 0.2
 (preset literal takes it at its word).
-Skipped prompts leave the denominator. A KL penalty or entropy bonus, which the paper has not,
-belongs to L_GRPO: alpha weighs it too.
+Skipped prompts leave the denominator, on which the paper is silent. A KL penalty or entropy bonus,
+which the paper has not, belongs to L_GRPO: alpha weighs it too. By default (`tis: token`) the
+policy loss of a token is multiplied by min(p_old / p_engine, 2), which the paper does not do:
+`tis: none` is its own.
 """
 
 import math

@@ -9,6 +9,9 @@ Deviations. The defaults are the released script's, not the text's: no standard 
 the sum over tokens divided by the generation budget alone; the preset adds the 1/8 of its ranks.
 The script takes the mean entropy within each micro-batch and adds those up, which multiplies the
 bonus by their number; here it is one mean. It makes two updates of 64 prompts from 128 prompts.
+Preset rl_with_sft_loss: the script adds up the token means of the likelihood likewise; here that,
+too, is one mean. By default (`tis: token`) the policy loss of a rollout's token is multiplied by
+min(p_old / p_engine, 2), which neither paper nor script does: `tis: none` is theirs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,21 @@ Expect. `train/ul` falls as the model stops believing its errors. Alpha is small
 token, the push exceeds that of likelihood by p / (1 - p).
 Deviations. The paper's "batch size 128" counts the truths; an update takes 128 + 128, as released.
 Each role is a mean over its own sequences of token means. The released clamp leaves tokens above
-p = 1 - 1e-6 without gradient; `clamp: exact` follows the paper.
+p = 1 - 1e-6 without gradient; `clamp: exact` follows the paper. The released code takes a
+micro-batch for truths or for errors: of several sequences in one, an error drops the truths. Here
+none is dropped. Appendix A.1.3 lets the gradients at other tokens explode; none exceeds p.
+The data of examples/oxa and examples/presets mostly follow the released scripts where these differ
+from the paper. Perplexity: of the response alone, without problem or template, its first token
+unscored where the tokenizer has no BOS; eq. 2 leaves that open. Ours is in float32, the script's in
+bfloat16 (`ppl_dtype`), and its fallback for want of memory, off by one token, is not repeated.
+Selection: remainders of the bins' shares are handed out, ties are random, the result is shuffled;
+`exact: paper` floors the shares. One response a problem, as in the paper; the committed script has
+a cap of 10, its training files are named after 1. From its second round on it takes a response
+again (`exact: fixed` does not). Its post-processing of OXA_MLE enforces no cap, `select` does.
+Errors: perplexity at least 1.2, at most 25,000 tokens, `<think>` put before them, the lowest of
+each problem, then the lowest 50,000; the paper has no bound and no prefix. They come from
+DeepSeek-R1-Distill-Qwen-7B, a reading of released file names, which also name xverifier, where ours
+is math-verify; the paper trains a model on a little of the teacher's data instead.
 """
 
 from collections.abc import Mapping, Sequence

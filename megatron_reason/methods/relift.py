@@ -10,7 +10,10 @@ as released; the rate is `train.optim`'s for both, whose `clip_grad` the release
 Deviations. By default bursts are token means of the global batch; the presets take those of
 micro-batches of 4 (2 at 1.5B), as released. In rollout updates the released code adds up the mean
 entropies of as many micro-batches as its packer makes; the presets take the mean over chunks of
-that same size, the defaults the mean over tokens.
+that same size, the defaults the mean over tokens. Advantages are not divided by the standard
+deviation and ratios are not clipped, as released; GRPO as published does both. By default
+(`tis: token`) the policy loss of a token is multiplied by min(p_old / p_engine, 2), which neither
+paper nor released code does: `tis: none` is theirs.
 """
 
 from dataclasses import replace

@@ -9,7 +9,12 @@ Deviations. The default aggregation is that of OXA's released code, a mean over 
 means. Stock trainers take the token mean, which gives a chain of 30k tokens 30 times the weight of
 one of 1k. The released trainer of Data Rewriting averages the token means of micro-batches of 4
 (mean chunk_mean_token_mean) and adds up the gradients of the 32 that each of its 2 ranks has:
-gradients 32 times as large, which a run gets by dividing train.optim.clip_grad by 32.
+gradients 32 times as large, which a run gets by dividing train.optim.clip_grad by 32. It keeps
+parameters and Adam's moments in bfloat16 and cuts sequences at 2,048 tokens; here the parameters'
+main copies and the moments are float32, and `mix` leaves longer sequences out, as OXA's code does
+from 32,768 on. OXA's released script for SFT_LP reads a file named after a minimum of 10,000
+tokens, which is its ablation of low perplexity and length; SFT_LP here has no minimum (`select`'s
+min_tokens).
 """
 
 from collections.abc import Mapping, Sequence

@@ -136,6 +136,8 @@ def merge(parts_RT: RowStats) -> RowStats:
     """
     max_T, log_sum_T, log_share_RT = _shares(parts_RT.max_logit_T, parts_RT.log_sum_T)
     share_RT = log_share_RT.exp()
+    # Each is rounded; what they lack of one would be lost of an entropy of ten nats.
+    share_RT = share_RT / share_RT.sum(dim=0)
     is_empty_RT = share_RT == 0
     entropy_RT = (parts_RT.entropy_T - log_share_RT).masked_fill(is_empty_RT, 0)
     sum_p2_T = ref_max_T = ref_log_sum_T = kl_T = None

@@ -1,12 +1,14 @@
 """The token statistics at the edges of their number types, against plain autograd in float64."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -54,18 +56,50 @@ def differentiate(stats: TokenStats, leaf: Tensor) -> Tensor:
     return grad
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", LOGITS)
-def test_float32_arithmetic_is_right_to_two_ulps(case: str, dtype: torch.dtype) -> None:
-    logits = LOGITS[case].to(dtype).requires_grad_()
-    exact = logits.detach().double().requires_grad_()
-    ref = (LOGITS[case] + LOGITS["ordinary"]).to(dtype)
-    stats = token_stats_from_logits(logits, TARGET, extras=EXTRAS, reference_logits=ref)
-    oracle = token_stats_from_logits(
-        exact, TARGET, backend="reference", extras=EXTRAS, reference_logits=ref.double()
-    )
-    for name, expected_T in vars(oracle).items():
-        found_T = getattr(stats, name)
+@dataclass(frozen=True)
+class Found:
+    """Statistics and the gradient [T, V] by logits of which every rank holds its own columns."""
+
+    stats: TokenStats
+    grad_TV: Tensor
+
+    @classmethod
+    def of(cls, logits_TV: Tensor, target_T: Tensor, ref_TV: Tensor) -> "Found":
+        """Ours, on all ranks there are; the columns that fill the last shard up take no part."""
+        ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        size = logits_TV.shape[1]
+        width = -(-size // ranks)
+
+        def own(whole_TV: Tensor) -> Tensor:
+            padded_TV = functional.pad(whole_TV, (0, ranks * width - size), value=50.0)
+            return padded_TV[:, rank * width : (rank + 1) * width].clone()
+
+        leaf = own(logits_TV).requires_grad_()
+        stats = token_stats_from_logits(
+            leaf, target_T, extras=EXTRAS, reference_logits=own(ref_TV), vocab_size=size,
+            tp_group=dist.group.WORLD if ranks > 1 else None,
+        )  # fmt: skip
+        shards: list[Any] = [differentiate(stats, leaf)]
+        if ranks > 1:
+            shards *= ranks
+            dist.all_gather_object(shards, shards[0])
+        return cls(stats, torch.cat(shards, dim=1)[:, :size])
+
+    @classmethod
+    def exact(cls, logits_TV: Tensor, target_T: Tensor, ref_TV: Tensor) -> "Found":
+        """Autograd's, in float64 over the whole vocabulary."""
+        leaf = logits_TV.double().requires_grad_()
+        stats = token_stats_from_logits(
+            leaf, target_T, backend="reference", extras=EXTRAS, reference_logits=ref_TV.double()
+        )
+        return cls(stats, differentiate(stats, leaf))
+
+
+def check_float32_arithmetic(case: str, dtype: torch.dtype) -> None:
+    logits, ref = LOGITS[case].to(dtype), (LOGITS[case] + LOGITS["ordinary"]).to(dtype)
+    ours, oracle = (make(logits, TARGET, ref) for make in (Found.of, Found.exact))
+    for name, expected_T in vars(oracle.stats).items():
+        found_T = getattr(ours.stats, name)
         assert found_T.isfinite().all(), name
         if expected_T.dtype == torch.bool:
             assert torch.equal(found_T, expected_T)
@@ -73,7 +107,7 @@ def test_float32_arithmetic_is_right_to_two_ulps(case: str, dtype: torch.dtype) 
         assert found_T.dtype == torch.float32
         tolerance_T = 2 * EPS * expected_T.abs().clamp(min=1)
         assert ((found_T.double() - expected_T).abs() <= tolerance_T).all(), name
-    grad, expected = differentiate(stats, logits), differentiate(oracle, exact)
+    grad, expected = ours.grad_TV, oracle.grad_TV
     assert grad.dtype == dtype
     rounding = torch.finfo(dtype).eps * expected.abs() + 2 * EPS
     assert ((grad.double() - expected).abs() <= rounding).all()
@@ -81,27 +115,50 @@ def test_float32_arithmetic_is_right_to_two_ulps(case: str, dtype: torch.dtype) 
         assert grad.sum(dim=1).abs().max() <= 16 * EPS
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0, 8.0])
-def test_sums_over_a_large_vocabulary_are_right_to_two_ulps(scale: float) -> None:
-    """Torch's fused softmax adds up in float32, and errs by up to 50 of them."""
-    logits = (normal(8, 49157).float() * scale).requires_grad_()
-    exact = logits.detach().double().requires_grad_()
+def check_sums_over_a_large_vocabulary(scale: float) -> None:
+    """Torch's fused softmax adds up in float32, and errs by up to 50 ulps."""
+    logits, ref = normal(8, 49157).float() * scale, normal(9, 49157)[1:].float() * scale
     target = torch.arange(0, 49157, 6144)[:8]
-    ref = normal(9, 49157)[1:].float() * scale
-    stats = token_stats_from_logits(logits, target, extras=EXTRAS, reference_logits=ref)
-    oracle = token_stats_from_logits(
-        exact, target, backend="reference", extras=EXTRAS, reference_logits=ref.double()
-    )
-    for name, exact_T in vars(oracle).items():
+    ours, oracle = (make(logits, target, ref) for make in (Found.of, Found.exact))
+    for name, exact_T in vars(oracle.stats).items():
         if exact_T.dtype != torch.bool:
-            error_T = (getattr(stats, name).double() - exact_T).abs()
+            error_T = (getattr(ours.stats, name).double() - exact_T).abs()
             # A divergence is a difference of two numbers of an entropy's size. And distances of
             # logits to the largest are rounded before anything is added up.
-            size_T = exact_T.abs().maximum(oracle.entropy_T if name == "kl_ref_T" else exact_T)
+            entropy_T = oracle.stats.entropy_T
+            size_T = exact_T.abs().maximum(entropy_T if name == "kl_ref_T" else exact_T)
             limit_T = 2 * EPS * (size_T.clamp(min=1) + 2 * scale)
             assert (error_T <= limit_T).all(), name
-    found, expected = differentiate(stats, logits).double(), differentiate(oracle, exact)
-    assert ((found - expected).abs().sum(dim=1) <= 16 * EPS * (1 + scale)).all()
+    error_TV = (ours.grad_TV.double() - oracle.grad_TV).abs()
+    assert (error_TV.sum(dim=1) <= 16 * EPS * (1 + scale)).all()
+
+
+DTYPES = (torch.float32, torch.bfloat16)
+SCALES = (0.1, 1.0, 3.0, 8.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", LOGITS)
+def test_float32_arithmetic_is_right_to_two_ulps(case: str, dtype: torch.dtype) -> None:
+    check_float32_arithmetic(case, dtype)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_sums_over_a_large_vocabulary_are_right_to_two_ulps(scale: float) -> None:
+    check_sums_over_a_large_vocabulary(scale)
+
+
+def edges_on_a_rank(rank: int, world_size: int) -> None:
+    assert (rank, world_size) == (dist.get_rank(), dist.get_world_size())
+    for case in LOGITS:
+        for dtype in DTYPES:
+            check_float32_arithmetic(case, dtype)
+    for scale in SCALES:
+        check_sums_over_a_large_vocabulary(scale)
+
+
+def test_both_hold_where_two_ranks_share_the_vocabulary() -> None:
+    spawn(edges_on_a_rank, 2, megatron=False)
 
 
 @pytest.mark.parametrize(
@@ -174,12 +231,12 @@ def sure_tokens_on_a_rank(rank: int, world_size: int) -> None:
     and an unlikelihood divides by it.
     """
     group = dist.group.WORLD if world_size > 1 else None
-    head = torch.nn.functional.pad(torch.eye(V), (0, 0, 0, 1))[rank * 21 : rank * 21 + 21]
+    head = functional.pad(torch.eye(V), (0, 0, 0, 1))[rank * 21 : rank * 21 + 21]
     head = head if world_size > 1 else torch.eye(V)
     for rest in (1e-2, 1e-4, 1e-6, 1e-7):
         others = normal(64, V - 1)
         others += math.log(rest / (1 - rest)) - torch.logsumexp(others, dim=1, keepdim=True)
-        hidden = torch.nn.functional.pad(others, (1, 0)).float().requires_grad_()
+        hidden = functional.pad(others, (1, 0)).float().requires_grad_()
         target = torch.zeros(64, dtype=torch.int64)
         exact = hidden.detach().double().requires_grad_()
         oracle = token_stats_from_logits(exact, target, backend="reference")
@@ -208,7 +265,7 @@ def test_a_divergence_from_the_same_or_a_near_policy_has_its_digits_next_to_cert
 ) -> None:
     others = normal(16, V - 1)
     others += math.log(rest / (1 - rest)) - torch.logsumexp(others, dim=1, keepdim=True)
-    logits = torch.nn.functional.pad(others, (1, 0)).float()
+    logits = functional.pad(others, (1, 0)).float()
     target = torch.zeros(16, dtype=torch.int64)
     same = token_stats_from_logits(logits, target, reference_logits=logits.clone())
     assert same.kl_ref_T is not None
@@ -238,7 +295,7 @@ def test_the_target_has_its_digits_beside_entropy_and_divergence() -> None:
     rest = 1e-4
     others = normal(16, V - 1)
     others += math.log(rest / (1 - rest)) - torch.logsumexp(others, dim=1, keepdim=True)
-    logits = torch.nn.functional.pad(others, (1, 0)).float()
+    logits = functional.pad(others, (1, 0)).float()
     ref = LOGITS["ordinary"].repeat(4, 1).float()
     target = torch.zeros(16, dtype=torch.int64)
     found: list[Tensor] = []
@@ -257,7 +314,7 @@ def test_the_target_has_its_digits_beside_entropy_and_divergence() -> None:
 def repeated_on_a_rank(rank: int, world_size: int) -> None:
     """A vocabulary of 41 on two ranks of 21 columns, the last one padding."""
     columns = slice(rank * 21, rank * 21 + 21)
-    weight = torch.nn.functional.pad(normal(V, 16), (0, 0, 0, 1), value=50.0)[columns].float()
+    weight = functional.pad(normal(V, 16), (0, 0, 0, 1), value=50.0)[columns].float()
     runs: list[list[Tensor]] = []
     for _ in range(2):
         hidden, head = normal(33, 16).float().requires_grad_(), weight.clone().requires_grad_()
