@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig
+from megatron_reason.errors import PlatformError
 
 EXTENSION = "megatron_reason.generation.vllm_transfer.WorkerExtension"
 """Class that vLLM adds to its workers."""
@@ -17,6 +18,20 @@ LOGPROBS = {"model": "raw_logprobs", "sampler": "processed_logprobs"}
 _BLOCK_SIZE = 32
 _TOKENS_PER_STEP = 2048
 _MIB = 1 << 20
+
+
+def check_sleeps(config: EngineConfig, *, is_cpu: bool) -> None:
+    """Refuse to sleep where vLLM cannot.
+
+    Raises:
+        PlatformError: it is asked for on a CPU.
+    """
+    if is_cpu and config.sleep_mode:
+        raise PlatformError(
+            "engine.sleep_mode",
+            "vLLM cannot give its memory back on a CPU.",
+            "Set engine.sleep_mode: false.",
+        )
 
 
 def engine_arguments(

@@ -13,12 +13,16 @@ from pathlib import Path
 from megatron_reason import platform
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
-from megatron_reason.errors import EngineDiedError, GenerationError, PlatformError
+from megatron_reason.errors import EngineDiedError, GenerationError
 from megatron_reason.generation.base import Completion, Flag
 from megatron_reason.generation.buckets import ArrivingBucket, SharedBuffer
 from megatron_reason.generation.child import Child
 from megatron_reason.generation.owned import OwnedEngine, Request
-from megatron_reason.generation.vllm_arguments import engine_arguments, engine_environment
+from megatron_reason.generation.vllm_arguments import (
+    check_sleeps,
+    engine_arguments,
+    engine_environment,
+)
 from megatron_reason.generation.vllm_process import (
     ENTRY,
     Drawn,
@@ -70,12 +74,7 @@ class VllmEngine(OwnedEngine):
         self, hf_folder: Path, config: EngineConfig, *, dtype: Precision, log_folder: Path
     ) -> None:
         super().__init__(hf_folder, config, dtype)
-        if config.sleep_mode and platform.distributed_backend() != "nccl":
-            raise PlatformError(
-                "engine.sleep_mode",
-                "vLLM cannot give its memory back on a CPU.",
-                "Set engine.sleep_mode: false.",
-            )
+        check_sleeps(config, is_cpu=platform.distributed_backend() != "nccl")
         self._log_path = log_folder / LOG_NAME
         self._buffers: list[SharedBuffer] = []
         self._start()

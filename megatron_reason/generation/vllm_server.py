@@ -25,7 +25,11 @@ from megatron_reason.errors import ConfigError, EngineDiedError, StoppedError
 from megatron_reason.generation.buckets import TCP
 from megatron_reason.generation.child import Child
 from megatron_reason.generation.server_folder import register, unregister
-from megatron_reason.generation.vllm_arguments import engine_arguments, engine_environment
+from megatron_reason.generation.vllm_arguments import (
+    check_sleeps,
+    engine_arguments,
+    engine_environment,
+)
 from megatron_reason.logs import get_logger
 
 ENTRY = f"{__name__}:enter"
@@ -83,8 +87,10 @@ def serve(serving: Serving) -> None:
         ConfigError: the port is taken.
         EngineDiedError: it died or hung more often in a row than `engine.max_restarts` allows, or
             did not start in time.
+        PlatformError: sleeping is asked for on a CPU.
         StoppedError: SIGUSR1 told it that its time is over; it may be started again elsewhere.
     """
+    check_sleeps(serving.config, is_cpu=platform.distributed_backend() != "nccl")
     _probed(serving.host, serving.port)
     ended = _Ended()
     deaths = 0

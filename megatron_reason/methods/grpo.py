@@ -138,6 +138,8 @@ class GRPO(PolicyMethod[GRPOConfig]):
                 divide_by_std=False,
                 clip_low=0.2,
                 clip_high=0.2,
+                dual_clip=None,
+                entropy_bonus=0.001,
                 mean="sum_over_constant",
                 policy_weight=1 / 8,
                 max_response_length=8192,

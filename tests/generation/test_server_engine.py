@@ -507,6 +507,33 @@ def test_a_server_that_hangs_between_two_steps_is_started_again_and_refilled(
     engine.load_weights(engine._folder)
 
 
+def test_a_server_whose_engine_hangs_behind_a_living_http_is_given_up_in_time(
+    engine: ServerEngine, server: Server, smollm2: Path
+) -> None:
+    """Its `/health` answers as before, so that only who waits for tokens can tell."""
+    url, child = f"http://127.0.0.1:{server.port}", server.child()
+    alone = server.config(
+        servers_folder=None, servers=(url,), request_timeout_s=5, max_restarts=0, logprobs="sampler"
+    )
+    with ServerEngine(smollm2, alone, dtype="bfloat16") as lost:
+        assert lost.generate(PROMPTS[:1], DRAWN)
+        hung = psutil.Process(child).children(recursive=True)
+        for process in hung:
+            process.suspend()
+        try:
+            begun = time.monotonic()
+            with pytest.raises(EngineDiedError, match="no response was finished in 5 s"):
+                lost.generate(PROMPTS[:1], DRAWN)
+            assert time.monotonic() - begun < 60
+            assert is_healthy(url)
+        finally:
+            for process in hung:
+                process.resume()
+    assert server.child() == child
+    engine.load_weights(engine._folder)
+    assert engine.generate(PROMPTS, DRAWN)
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -530,6 +557,16 @@ def test_a_server_that_is_not_there_is_waited_for_and_named(smollm2: Path, tmp_p
         with pytest.raises(GenerationError, match="mreason serve CONFIG"):
             ServerEngine(smollm2, config, dtype="bfloat16")
         assert time.monotonic() - began < 60
+
+
+def test_a_server_that_is_to_sleep_on_a_cpu_is_refused_at_once(server: Server) -> None:
+    run = server.folder.parent / "run.yaml"
+    asked = [sys.executable, "-m", "megatron_reason.cli.app", "serve", str(run), "--port", "0"]
+    found = subprocess.run(
+        [*asked, "--set", "engine.sleep_mode=true"], capture_output=True, text=True, check=False
+    )
+    assert found.returncode
+    assert "vLLM cannot give its memory back on a CPU" in found.stderr
 
 
 def test_a_taken_port_is_refused_at_once(server: Server) -> None:

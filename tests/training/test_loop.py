@@ -57,6 +57,17 @@ def test_a_checkpoint_is_judged_by_what_was_measured_of_it_and_by_means_of_the_r
     assert loop._of_checkpoint(means, {"train/loss": 5.0}) == {"train/loss": 3.0}
 
 
+def test_the_line_of_a_step_says_what_its_time_went_to() -> None:
+    found = {
+        "reward/mean": 0.40625, "train/loss": -0.0123456, "time/step": 12.34,
+        "time/rollout": 10.06, "time/train": 2.0, "time/sync": 0.04, "sync/bytes": 7.0,
+    }  # fmt: skip
+    assert loop._note(found) == (
+        "reward 0.4062  loss -0.01235  12.3 s (rollout 10.1, train 2.0, sync 0.0)"
+    )
+    assert loop._note({"train/loss": 2.0, "time/step": 0.26}) == "loss 2  0.3 s"
+
+
 def test_a_run_with_other_prompts_is_another_run(tmp_path: Path) -> None:
     make_data(tmp_path)
     job = make_job(tmp_path, "run", "grpo", {})

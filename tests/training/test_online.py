@@ -35,6 +35,7 @@ METHODS = {
     "dr_grpo": ("grpo", {"divide_by_std": False, "mean": "seq_mean_token_sum_norm"}, {}),
     "gspo": ("grpo", {"ratio": "sequence", "mean": "seq_mean_token_mean"}, {}),
     "tempered": ("grpo", {"temperature": 0.7}, {}),
+    "whole_tis": ("grpo", {"tis": "sequence"}, {"updates_per_step": 2}),
     "srft": ("srft", {}, {}),
     "lese": ("lese", {"max_reward": 1.0, "max_std": 0.5}, {"order": "table"}),
     "luffy": ("luffy", {"max_response_length": 8}, {}),

@@ -46,7 +46,7 @@ def run_while_it_is_killed(
     from megatron_reason.generation.server_engine import ServerEngine
     from megatron_reason.rollout.collect import Collector
 
-    (job,) = jobs
+    job, ahead = jobs
     graded, receive, completed = Collector._graded, ServerEngine._receive, ServerEngine._completed
     engines: list[Any] = []
     is_killed = Event()
@@ -78,13 +78,17 @@ def run_while_it_is_killed(
     ServerEngine._completed = asked_last_after_the_kill
     get_logger("megatron_reason").addHandler(FileHandler(job.output.parent / "log"))
     try:
-        run_all(rank, world_size, jobs)
+        run_all(rank, world_size, [job])
     finally:
         Collector._graded, ServerEngine._receive = graded, receive
         ServerEngine._completed = completed
+    run_all(rank, world_size, [ahead])
 
 
-def test_a_server_that_is_killed_twice_costs_time_and_no_run(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs with one server: `live`, in which it is killed, then `ahead`."""
+    tmp_path = tmp_path_factory.mktemp("served")
     make_data(tmp_path, WIDE)
     servers = tmp_path / "servers"
     run = tmp_path / "run.yaml"
@@ -95,26 +99,34 @@ def test_a_server_that_is_killed_twice_costs_time_and_no_run(tmp_path: Path) -> 
         f"model: {{path: {tmp_path / 'model'}, dtype: float32}}\nengine: {{{lengths}}}\n",
         encoding="utf-8",
     )
-    job = make_job(tmp_path, "live", "grpo", FEW, updates=UPDATES)
-    assert job.rollout is not None
     engine = EngineConfig.model_validate(
         {"name": "vllm-server", "servers_folder": str(servers), "start_timeout_s": 240,
          "request_timeout_s": 60, **LENGTHS}
     )  # fmt: skip
-    job = job.model_copy(update={"rollout": job.rollout.model_copy(update={"engine": engine})})
+    jobs: list[TrainJob] = []
+    for name, ahead in (("live", 0), ("ahead", 1)):
+        rollout = {"steps_ahead": ahead}
+        job = make_job(tmp_path, name, "grpo", FEW, updates=UPDATES, rollout=rollout)
+        assert job.rollout is not None
+        asked = job.rollout.model_copy(update={"engine": engine})
+        jobs.append(job.model_copy(update={"rollout": asked}))
     command = [sys.executable, "-m", "megatron_reason.cli.app", "serve", str(run), "--port", "0"]
     with subprocess.Popen([*command, "--register", str(servers)]) as server:
         try:
-            spawn(run_while_it_is_killed, 1, [job], server.pid)
+            spawn(run_while_it_is_killed, 1, jobs, server.pid)
         finally:
             server.terminate()
-    output = tmp_path / "live"
+    return tmp_path
+
+
+def test_a_server_that_is_killed_twice_costs_time_and_no_run(folder: Path) -> None:
+    output = folder / "live"
     assert not (output / "error_0.txt").exists(), (output / "error_0.txt").read_text()
     killed = {
         (output / f"killed_{moment}").read_text() for moment in ("amid_answers", "amid_a_sync")
     }
     assert len(killed) == 2, "each time another process"
-    log = (tmp_path / "log").read_text(encoding="utf-8")
+    log = (folder / "log").read_text(encoding="utf-8")
     assert re.search(r"the engine is back; [12] of 3 prompts are asked again", log)
     assert log.count("the engine is started again") >= 2
     rows = metrics(output)[-UPDATES:]
@@ -129,3 +141,19 @@ def test_a_server_that_is_killed_twice_costs_time_and_no_run(tmp_path: Path) -> 
         drawn = rollouts(output, step)
         assert len(drawn) == 12
         assert {one["policy_version"] for one in drawn} == {step - 1}
+
+
+def test_rollouts_are_made_ahead_on_servers_while_updates_are_made(folder: Path) -> None:
+    output = folder / "ahead"
+    assert not (output / "error_0.txt").exists(), (output / "error_0.txt").read_text()
+    assert (output / "overlapped").exists()
+    rows = metrics(output)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["rollout/staleness"] for row in rows] == [0, 1, 1]
+    assert all(row["sync/probe_abs_diff"] < 1e-3 for row in rows)
+    found = [row["mismatch/logprob_abs_diff"] for row in rows]
+    assert found[0] < 1e-3 < min(found[1:]), "made by the weights before"
+    for step in range(1, UPDATES + 1):
+        drawn = rollouts(output, step)
+        assert len(drawn) == 12
+        assert {one["policy_version"] for one in drawn} == {max(step - 2, 0)}
