@@ -6,11 +6,11 @@ Source: CHORD (arXiv 2508.11408) eqs. 3-6
 Data. Rollouts, graded; expert demonstrations of any prompts, in a batch of their own.
 Expect. Expert tokens the model is sure of, or sure against, are left alone by phi.
 Deviations. The code averages the tokens of each micro-batch and then weighs by sequences, rollouts
-and experts each by their own. Here the expert term is the token mean of the global batch, without a
-setting, and the policy term by default. The configuration the repository ships (preset shipped)
-combines both variants and is neither. The code's bound on the experts' log p, off by default, is
-missing. By default (`tis: token`) the policy loss of a token is multiplied by
-min(p_old / p_engine, 2), which neither paper nor code does: `tis: none` is theirs.
+and experts each by their own. Here both are token means of the global batch, unless `sft_mean` and
+`mean` say otherwise (`chunk_mean_token_mean`: of chunks of `chunk` sequences). The configuration
+the repository ships (preset shipped) combines both variants and is neither. The code's bound on the
+experts' log p, off by default, is missing. By default (`tis: token`) the policy loss of a token is
+multiplied by min(p_old / p_engine, 2), which neither paper nor code does: `tis: none` is theirs.
 """
 
 import math
@@ -28,7 +28,15 @@ from megatron_reason.methods._surrogate import (
     policy_terms,
 )
 from megatron_reason.schema.batch import PackedBatch, Role, TokenStats
-from megatron_reason.schema.method import Needs, Preset, Term, TrainState, UpdatePlan, method
+from megatron_reason.schema.method import (
+    ChunkMean,
+    Needs,
+    Preset,
+    Term,
+    TrainState,
+    UpdatePlan,
+    method,
+)
 
 
 class CHORDConfig(PolicyConfig):
@@ -50,6 +58,8 @@ class CHORDConfig(PolicyConfig):
     """Mu in the end."""
     token_weight: TokenWeight = "none"
     """Constant factor of each expert token: 1, p (1 - p) (CHORD-phi), or p."""
+    sft_mean: ChunkMean = "token_mean"
+    """Aggregation of the expert term over the global batch."""
 
 
 _MU = CHORDConfig(
@@ -112,7 +122,8 @@ class CHORD(PolicyMethod[CHORDConfig]):
     def terms(self, state: TrainState) -> Sequence[Term]:
         """GRPO and likelihood, weighted by the schedule."""
         mu = self.mu(state.update)
-        expert = Term("sft", over=Role.DEMO, mean="token_mean", coef=mu)
+        mean, length = self.config.sft_mean, self.config.max_response_length
+        expert = Term("sft", Role.DEMO, mean, coef=mu, constant=length, chunk=self.config.chunk)
         return [*policy_terms(self.config, coef=1 - mu), expert]
 
     def token_losses(self, stats: TokenStats, batch: PackedBatch) -> Mapping[str, Tensor]:

@@ -36,12 +36,15 @@ def test_golden_schedule_of_the_shipped_yaml(update: int, mu: float) -> None:
     assert method.mu(update) == pytest.approx(mu, abs=1e-9)
 
 
+@pytest.mark.parametrize("mean", ["token_mean", "seq_mean_token_mean", "chunk_mean_token_mean"])
 @pytest.mark.parametrize(("mu", "other"), [(0.0, "grpo"), (1.0, "sft")])
-def test_at_either_end_it_is_one_of_its_parts(mu: float, other: str) -> None:
+def test_at_either_end_it_is_one_of_its_parts(mu: float, other: str, mean: str) -> None:
     roles = (Role.ROLLOUT, Role.ROLLOUT, Role.ROLLOUT, Role.DEMO)
     batch = fixture_f.batch(roles, advantages=(1.0, -0.5, -0.5, 0.0))
-    loss, gradient, _ = run(create_method("chord", peak=mu, valley=mu, decay_updates=0), batch)
-    part = create_method(other, mean="token_mean")
+    settings = {"peak": mu, "valley": mu, "decay_updates": 0}
+    settings |= {"mean": mean, "sft_mean": mean, "chunk": 2}
+    loss, gradient, _ = run(create_method("chord", **settings), batch)
+    part = create_method(other, mean=mean, chunk=2)
     expected_loss, expected, _ = run(part, batch)
     assert loss == pytest.approx(expected_loss, abs=1e-15)
     torch.testing.assert_close(gradient, expected, atol=1e-15, rtol=0)
