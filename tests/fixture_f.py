@@ -36,6 +36,16 @@ ENTROPY = torch.tensor(
     ],
     dtype=torch.float64,
 )  # fmt: skip
+OF_SEQUENCES = torch.tensor(
+    [
+        [1.6704708590, 5.3146696682, 0.9121664143, -3.3409417180],
+        [1.1223931839, 3.0721977467, 0.9032541214, -3.3671795516],
+        [0.6254717705, 1.8691275488, 1.0782348594, -0.6254717705],
+        [0.8185328446, 2.2671711038, 1.0166268238, -1.6370656891],
+    ],
+    dtype=torch.float64,
+)
+"""Mean NLL, perplexity, mean entropy and sum of log-probs of each."""
 
 
 OLD = torch.tensor([-0.5, -3.2, -0.002, -1.4, -1.6, -0.7, -1.2, -1.5], dtype=torch.float64)

@@ -48,6 +48,15 @@ def sharded_golden(rank: int, world_size: int) -> None:
     torch.testing.assert_close(stats.logprob_T, fixture_f.LOGPROB, atol=1e-9, rtol=0)
     torch.testing.assert_close(stats.entropy_T, fixture_f.ENTROPY, atol=1e-9, rtol=0)
     torch.testing.assert_close(stats.kl_ref_T, KL_REF, atol=1e-9, rtol=0)
+    pairs = zip(
+        *(value.split(fixture_f.LENGTHS) for value in (stats.logprob_T, stats.entropy_T)),
+        strict=True,
+    )
+    rows = [(-own.mean(), (-own.mean()).exp(), entropy.mean(), own.sum()) for own, entropy in pairs]
+    found = torch.stack([torch.stack(row) for row in rows])
+    torch.testing.assert_close(found, fixture_f.OF_SEQUENCES, atol=1e-9, rtol=0)
+    assert -stats.logprob_T.mean().item() == pytest.approx(1.1213323412, abs=1e-9)
+    assert stats.entropy_T.mean().item() == pytest.approx(0.9556979625, abs=1e-9)
     blend(stats).backward()
     dense = fixture_f.LOGITS.clone().requires_grad_()
     oracle = token_stats_from_logits(
