@@ -38,7 +38,7 @@ VERBS = {
     "analyse": ["--help", "--json", "--out", "inputs", "name"],
     "logprobs": ["--answers", "--help", "--out", "--set", "model"],
     "watch": ["--help", "--once", "--updates", "run"],
-    "serve": ["--help", "--host", "--port", "--register", "--set", "config"],
+    "serve": ["--gpus", "--help", "--host", "--port", "--register", "--set", "config"],
     "report": ["--force", "--help", "--json", "--markdown", "--out", "folders"],
     "list": ["--help", "--json", "kind"],
     "show": ["--help", "--json", "kind", "name"],
