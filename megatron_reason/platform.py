@@ -10,12 +10,15 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 from torch.distributed import ProcessGroup
 from torch.overrides import TorchFunctionMode
 
@@ -52,6 +55,46 @@ def select_device(local_rank: int) -> None:
 def distributed_backend() -> str:
     """Backend of torch.distributed for `device()`."""
     return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def process_group(
+    store: Store, rank: int, size: int, *, host: str, timeout: timedelta
+) -> "Collective":
+    """A group beside this process's own, of processes that meet at `store`; waits for all of them.
+
+    Over NCCL between the current GPUs, over gloo between CPUs.
+
+    Args:
+        store: the same for all.
+        rank: this process's place in it.
+        size: how many they are.
+        host: address of this machine that the others reach; on GPUs NCCL looks for its own.
+        timeout: longest wait for the others, now and in every operation.
+
+    Raises:
+        RuntimeError: the others do not come in time.
+    """
+    untyped: Any = dist
+    if torch.cuda.is_available():
+        options = untyped.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return untyped.ProcessGroupNCCL(store, rank, size, options)
+    options = untyped.ProcessGroupGloo._Options()
+    options._timeout = timeout
+    options._devices = [untyped.ProcessGroupGloo.create_device(hostname=host)]
+    return untyped.ProcessGroupGloo(store, rank, size, options)
+
+
+class Collective(Protocol):
+    """What is asked of such a group."""
+
+    def broadcast(self, tensors: list[torch.Tensor], opts: dist.BroadcastOptions) -> dist.Work:
+        """Bring the root's tensors to all."""
+        ...
+
+    def abort(self) -> None:
+        """Leave, whatever is under way."""
+        ...
 
 
 def limit_threads(count: int) -> None:

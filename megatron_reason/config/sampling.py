@@ -37,6 +37,9 @@ class EngineConfig(Strict):
     """Folder in which those servers register, in place of their URLs."""
     num_servers: int = Field(default=1, ge=1)
     """Servers to wait for in that folder."""
+    weight_transport: Literal["tcp", "broadcast"] = "tcp"
+    """How a trainer's weights reach servers: every worker fetches them from rank 0 by TCP, or one
+    collective brings them to all, over NCCL on GPUs and gloo on CPUs."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs (on a CPU: processes) among which vLLM, or each server, shards the model."""
     max_model_len: int = Field(default=1024, ge=1)

@@ -84,6 +84,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def takes_from_device(self) -> bool:
+        """Whether tensors of `update_weights` had better lie on the trainer's device."""
+        ...
+
+    @property
     def vocabulary(self) -> str:
         """Fingerprint of what its token ids mean."""
         ...

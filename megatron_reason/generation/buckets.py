@@ -13,17 +13,19 @@ from itertools import accumulate
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 SHARED_MEMORY = "shared_memory"
 """Name of the transport between processes of one machine, as vLLM's configuration has it."""
 TCP = "tcp"
-"""Name of the transport between machines."""
+"""Name of the transport between machines in which every worker fetches for itself."""
+BROADCAST = "broadcast"
+"""Name of the transport between machines in which one collective reaches all workers."""
 _ALIGNMENT = 64
+_WORD_BYTES = 8
 _WORDS_PER_ROW = 1024
-_ROW_BYTES = 8 * _WORDS_PER_ROW
+_ROW_BYTES = _WORD_BYTES * _WORDS_PER_ROW
 _ROWS_PER_PART = 128
 
 
@@ -67,17 +69,22 @@ def checksum(tensor: Tensor) -> int:
     Nearly as fast as reading memory; a changed, lost or displaced word changes a row's or a
     column's sum.
     """
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
-    end = flat.size // _ROW_BYTES * _ROW_BYTES
-    table = flat[:end].view(np.int64).reshape(-1, _WORDS_PER_ROW)
-    columns = np.zeros(_WORDS_PER_ROW, np.int64)
-    code = 0
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    if flat.storage_offset() % _WORD_BYTES:
+        flat = flat.clone()
+    end = flat.numel() // _ROW_BYTES * _ROW_BYTES
+    table = flat[:end].view(torch.int64).view(-1, _WORDS_PER_ROW)
+    rows, columns = table.new_empty(len(table)), table.new_zeros(_WORDS_PER_ROW)
     # The second sum finds what the first has brought into the cache.
     for begin in range(0, len(table), _ROWS_PER_PART):
         part = table[begin : begin + _ROWS_PER_PART]
-        code = zlib.crc32(part.sum(1).tobytes(), code)
+        torch.sum(part, 1, out=rows[begin : begin + _ROWS_PER_PART])
         columns += part.sum(0)
-    return zlib.crc32(flat[end:].tobytes(), zlib.crc32(columns.tobytes(), code))
+    code = 0
+    # Where the tensor lies only the sums leave the device.
+    for summed in (rows, columns, flat[end:]):
+        code = zlib.crc32(summed.cpu().numpy().tobytes(), code)
+    return code
 
 
 def size_of(entries: Sequence[Entry]) -> int:

@@ -58,6 +58,11 @@ class HFEngine(OwnedEngine):
         """Whether it holds a model."""
         return self._model is not None
 
+    @property
+    def takes_from_device(self) -> bool:
+        """Its model lies there."""
+        return True
+
     def is_healthy(self) -> bool:
         """Whether it holds a model: it is this process."""
         return self.is_open

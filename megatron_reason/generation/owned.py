@@ -121,6 +121,11 @@ class OwnedEngine(ABC):
         return self._weights
 
     @property
+    def takes_from_device(self) -> bool:
+        """Whether tensors of `update_weights` had better lie on the trainer's device."""
+        return False
+
+    @property
     def vocabulary(self) -> str:
         """Fingerprint of what its token ids mean."""
         return vocabulary_fingerprint(self._folder)

@@ -14,6 +14,8 @@ from megatron_reason.schema.records import Finish
 
 GENERATE = "inference/v1/generate"
 """Where token ids are asked and answered."""
+RPC = "collective_rpc"
+"""Calls a method of `vllm_transfer.WorkerExtension` on every worker."""
 RESET = "reset_prefix_cache"
 """Where keys and values of prompts are forgotten."""
 
@@ -79,12 +81,19 @@ class TransferInfo(BaseModel):
     backend: str
 
 
+class ShardInfo(BaseModel):
+    """Of the processes that a model is sharded among."""
+
+    world_size: int = Field(gt=0)
+
+
 class Settings(BaseModel):
     """Of a server."""
 
     # pydantic has another use for the name `model_config`.
     model: ModelInfo = Field(alias="model_config")
     transfer: TransferInfo | None = Field(alias="weight_transfer_config")
+    shards: ShardInfo = Field(alias="parallel_config")
 
 
 class ServerInfo(BaseModel):

@@ -5,15 +5,15 @@ weights it was made, and one made by others than ours counts as a death, because
 started again in the meantime has the weights of its folder. Any failure of any server, and any
 answer that cannot be read, ends the request; `OwnedEngine` then waits until all answer again,
 refills them, and asks for what is missing. Not here: the servers (`vllm_server.py`), how they are
-asked (`servers.py`), their side of the weights (`vllm_transfer.py`), the form of answers
+asked (`servers.py`), the ways of the weights (`transports.py`), the form of answers
 (`server_answers.py`).
 """
 
 import secrets
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event
@@ -25,28 +25,26 @@ from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig, SamplingConfig
 from megatron_reason.errors import ConfigError, EngineDiedError, GenerationError
 from megatron_reason.generation.base import Completion
-from megatron_reason.generation.bucket_server import BucketServer, address_towards
-from megatron_reason.generation.buckets import TCP, ArrivingBucket
+from megatron_reason.generation.bucket_server import address_towards
+from megatron_reason.generation.buckets import BROADCAST, TCP, ArrivingBucket
 from megatron_reason.generation.hf_folder import vocabulary_fingerprint
 from megatron_reason.generation.owned import OwnedEngine, Request
 from megatron_reason.generation.server_answers import (
     GENERATE,
     RESET,
+    RPC,
     Answer,
     Choice,
     Reset,
     ServerInfo,
+    Settings,
     response_of,
     scores_of,
 )
 from megatron_reason.generation.servers import Servers, finished
+from megatron_reason.generation.transports import BroadcastTransport, TcpTransport, Transport
 from megatron_reason.generation.vllm_arguments import LOGPROBS
 from megatron_reason.logs import get_logger
-
-_RPC = "collective_rpc"
-"""Calls a method of `vllm_transfer.WorkerExtension` on every worker."""
-_PLACES = 2
-"""One bucket is filled while the engines load the other."""
 
 _log = get_logger(__name__)
 
@@ -95,8 +93,8 @@ class ServerEngine(OwnedEngine):
         # Weights are called after whoever brought them, so that nobody's are taken for ours.
         self._nonce = secrets.token_hex(4)
         self._label = ""
-        self._bucket_server: BucketServer | None = None
-        self._trainer_seen_from: dict[str, str] = {}
+        self._transport: Transport | None = None
+        self._workers: dict[str, int] = {}
         self._opened: Servers | None = None
         self._start()
 
@@ -110,6 +108,11 @@ class ServerEngine(OwnedEngine):
         """How many servers answer."""
         return len(self._servers.urls)
 
+    @property
+    def takes_from_device(self) -> bool:
+        """Whether weights go from there to the servers' devices."""
+        return self._config.weight_transport == BROADCAST
+
     def is_healthy(self) -> bool:
         """Whether every server answers within half a minute."""
         return self._opened is not None and self._opened.are_healthy(30.0)
@@ -120,9 +123,9 @@ class ServerEngine(OwnedEngine):
             return
         self._opened.close()
         self._opened = None
-        if self._bucket_server is not None:
-            self._bucket_server.close()
-            self._bucket_server = None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
 
     @property
     def _servers(self) -> Servers:
@@ -133,12 +136,13 @@ class ServerEngine(OwnedEngine):
 
     def _start(self) -> None:
         self._opened = Servers(self._config)
-        for url in self._opened.urls:
-            self._check(url)
+        self._workers = {
+            url: self._checked_server(url).shards.world_size for url in self._opened.urls
+        }
         self._exchange()
 
-    def _check(self, url: str) -> None:
-        """Refuse a server with other settings than ours."""
+    def _checked_server(self, url: str) -> Settings:
+        """What a server says of itself; one with other settings than ours is refused."""
         found = self._servers.parsed(
             url, "server_info?config_format=json", None, ServerInfo
         ).vllm_config
@@ -146,7 +150,7 @@ class ServerEngine(OwnedEngine):
         backend = None if found.transfer is None else found.transfer.backend
         settings: dict[str, tuple[object, object]] = {
             "max_model_len": (found.model.max_model_len, self._config.max_model_len),
-            "weight transfer": (backend, TCP),
+            "weight transport": (backend, self._config.weight_transport),
         }
         sampler, theirs = LOGPROBS["sampler"], found.model.logprobs_mode
         if self._config.logprobs == "sampler":
@@ -164,6 +168,7 @@ class ServerEngine(OwnedEngine):
                     f"this server's {name} is {theirs!r}, the run's is {ours!r}.",
                     "Start it from the run's own YAML file: mreason serve CONFIG",
                 )
+        return found
 
     def _check_vocabulary(self, url: str, folder: Path) -> None:
         """Refuse a server to which our token ids mean something else."""
@@ -298,37 +303,55 @@ class ServerEngine(OwnedEngine):
             self._servers.ask_all("wake_up", {})
         self._pause()
         # A trainer that was killed in a sync, or another server that was, left one half done.
-        self._servers.ask_all(_RPC, {"method": "abandon_update"})
+        self._servers.ask_all(RPC, {"method": "abandon_update"})
         folder = {"folder": str(self._folder.resolve())}
-        self._servers.ask_all(_RPC, {"method": "load_folder", "kwargs": folder})
+        self._servers.ask_all(RPC, {"method": "load_folder", "kwargs": folder})
         self._servers.ask_all("update_weight_version", {"new_version": label})
         self._settle(label)
 
     def _receive(self, buckets: Iterable[ArrivingBucket], version: int) -> None:
-        if self._bucket_server is None:
-            self._trainer_seen_from = {url: _address_towards(url) for url in self._servers.urls}
-            self._bucket_server = BucketServer(self._trainer_seen_from.values(), _PLACES)
+        if self._transport is None:
+            self._transport = self._joined_transport()
         label = f"{self._nonce}-{version}"
         self._pause()
-        self._servers.ask_all(_RPC, {"method": "begin_update"})
+        self._servers.ask_all(RPC, {"method": "begin_update"})
         loading: deque[list[Future[Any]]] = deque()
-        for number, arriving in enumerate(buckets):
+        for arriving in buckets:
             bucket = list(arriving)
-            if len(loading) == _PLACES:
+            if len(loading) == self._transport.places:
                 finished(loading.popleft())
-            self._bucket_server.offer(bucket, number % _PLACES)
-            entries = [asdict(entry) for entry, _ in bucket]
-            bodies: dict[str, dict[str, Any]] = {}
-            for url, host in self._trainer_seen_from.items():
-                address = self._bucket_server.address(host, number % _PLACES)
-                info = {"address": asdict(address), "entries": entries}
-                bodies[url] = {"method": "load_bucket", "kwargs": {"update_info": info}}
-            loading.append(self._servers.begin_all(_RPC, bodies))
+            told = self._transport.offer(bucket)
+            loading.append(self._call_each("load_bucket", "update_info", told))
         for futures in loading:
             finished(futures)
-        self._servers.ask_all(_RPC, {"method": "end_update"})
+        self._servers.ask_all(RPC, {"method": "end_update"})
         self._servers.ask_all("update_weight_version", {"new_version": label})
         self._settle(label)
+
+    def _joined_transport(self) -> Transport:
+        """A way to the servers that answer now, with all their workers in it."""
+        towards = {url: _address_towards(url) for url in self._servers.urls}
+        if self._config.weight_transport == TCP:
+            return TcpTransport(towards)
+        transport = BroadcastTransport(towards, self._workers)
+        is_joined = False
+        try:
+            joining = self._call_each("join_trainer", "meeting", transport.meetings)
+            # Of all errors the servers' own come first: they say why ours waited in vain.
+            finished([*joining, self._servers.submit(transport.join)])
+            is_joined = True
+        finally:
+            if not is_joined:
+                transport.close()
+        return transport
+
+    def _call_each(
+        self, method: str, argument: str, values: Mapping[str, dict[str, Any]]
+    ) -> list[Future[Any]]:
+        """Begin to call a method of every worker with its server's own value of an argument."""
+        bodies = {url: {"method": method, "kwargs": {argument: value}}
+                  for url, value in values.items()}  # fmt: skip
+        return self._servers.begin_all(RPC, bodies)
 
     def _pause(self) -> None:
         """What has to precede every exchange of weights.
@@ -340,7 +363,7 @@ class ServerEngine(OwnedEngine):
 
     def _settle(self, label: str) -> None:
         """What has to follow every exchange of weights."""
-        self._servers.ask_all(_RPC, {"method": "refresh_heads"})
+        self._servers.ask_all(RPC, {"method": "refresh_heads"})
         # Keys and values of the old weights must not answer for the new ones.
         if not all(one.success for one in self._servers.parsed_all(RESET, {}, Reset)):
             raise EngineDiedError(

@@ -22,8 +22,8 @@ from megatron_reason import platform
 from megatron_reason.config.model import Precision
 from megatron_reason.config.sampling import EngineConfig
 from megatron_reason.errors import ConfigError, EngineDiedError, StoppedError
-from megatron_reason.generation.buckets import TCP
 from megatron_reason.generation.child import Child
+from megatron_reason.generation.server_answers import RPC
 from megatron_reason.generation.server_folder import register, unregister
 from megatron_reason.generation.vllm_arguments import (
     check_sleeps,
@@ -80,8 +80,8 @@ def free_port(host: str) -> int:
 def serve(serving: Serving) -> None:
     """Serve until SIGTERM or SIGINT; a server that dies or hangs is started again.
 
-    It hangs if `/health` was not answered for `engine.request_timeout_s` seconds; a busy server
-    answers that, because vLLM's engine is a process of its own.
+    It hangs if its workers did not answer a call that does nothing for `engine.request_timeout_s`
+    seconds; busy ones answer between two steps.
 
     Raises:
         ConfigError: the port is taken.
@@ -150,7 +150,7 @@ def _arguments(serving: Serving) -> list[str]:
     is_cpu = platform.distributed_backend() != "nccl"
     fields = engine_arguments(serving.folder, serving.dtype, serving.config, is_cpu=is_cpu)
     flags = ["--host", serving.host, "--port", str(serving.port), "--tokens-only"]
-    flags += ["--weight-transfer-config", json.dumps({"backend": TCP})]
+    flags += ["--weight-transfer-config", json.dumps({"backend": serving.config.weight_transport})]
     for name, value in fields.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -199,21 +199,29 @@ def _watch(serving: Serving, child: Child, ended: _Ended) -> None:
             raise EngineDiedError(serving.url, "the server ended.", f"See {serving.log_path}.")
         if time.monotonic() - asked >= _HEALTH_EVERY_S:
             asked = time.monotonic()
-            if is_healthy(serving.url):
+            if _works(serving.url):
                 answered = time.monotonic()
             elif time.monotonic() - answered > patience_s:
                 raise EngineDiedError(
                     serving.url,
-                    f"the server hangs: no answer to /health for {patience_s:.0f} s.",
+                    f"the server hangs: its workers did not answer for {patience_s:.0f} s.",
                     f"See {serving.log_path}; raise engine.request_timeout_s if it was only slow.",
                 )
         time.sleep(_POLL_S)
 
 
 def is_healthy(url: str) -> bool:
-    """Whether a server answers at `url`."""
+    """Whether a server answers at `url`; its workers may hang."""
     with suppress(httpx.HTTPError):
         return httpx.get(f"{url}/health", timeout=_HEALTH_TIMEOUT_S).is_success
+    return False
+
+
+def _works(url: str) -> bool:
+    """Whether all workers of the server at `url` answer."""
+    with suppress(httpx.HTTPError):
+        call = {"method": "answer"}
+        return httpx.post(f"{url}/{RPC}", json=call, timeout=_HEALTH_TIMEOUT_S).is_success
     return False
 
 

@@ -3,7 +3,7 @@
 vLLM has the interfaces (a weight-transfer engine, a worker extension) and loads tensors by Hugging
 Face's names; here are the transports, for a trainer on the same machine and for one elsewhere.
 Imported by vLLM's workers alone. Not here: who fills the memory (`buckets.py`,
-`bucket_server.py`), and the commands (`vllm_process.py`, `server_engine.py`).
+`transports.py`), and the commands (`vllm_process.py`, `server_engine.py`).
 """
 
 import signal
@@ -28,8 +28,10 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from megatron_reason.errors import GenerationError
+from megatron_reason.generation.broadcast import Meeting, Receiver
 from megatron_reason.generation.bucket_server import Address, fetch
 from megatron_reason.generation.buckets import (
+    BROADCAST,
     SHARED_MEMORY,
     TCP,
     Entry,
@@ -73,6 +75,14 @@ class WorkerExtension:
         """Take the weights of a Hugging Face folder."""
         worker: Any = self
         self._together(partial(worker.reload_weights, weights_path=folder))
+
+    def answer(self) -> None:
+        """Do nothing, which a worker that hangs cannot."""
+
+    def join_trainer(self, meeting: dict[str, Any]) -> None:
+        """Come to where the trainer waits for all workers; see `broadcast.Meeting`."""
+        worker: Any = self
+        self._together(partial(worker.init_weight_transfer_engine, {"meeting": meeting}))
 
     def abandon_update(self) -> None:
         """End an update whose trainer went away, or one that failed; nothing happens without one.
@@ -146,8 +156,10 @@ class WorkerExtension:
 
 
 @dataclass
-class NoInit(WeightTransferInitInfo):
-    """Nothing has to be agreed on before the first bucket."""
+class Joining(WeightTransferInitInfo):
+    """Where workers meet the trainer before the first bucket, if they have to."""
+
+    meeting: dict[str, Any]
 
 
 @dataclass
@@ -166,19 +178,26 @@ class RemoteBucket(WeightTransferUpdateInfo):
     entries: list[dict[str, Any]]
 
 
+@dataclass
+class SentBucket(WeightTransferUpdateInfo):
+    """What is in the bucket that is sent next, as HTTP brings it."""
+
+    entries: list[dict[str, Any]]
+
+
 Info = TypeVar("Info", bound=WeightTransferUpdateInfo)
 
 
-class BucketTransfer(WeightTransferEngine[NoInit, Info], Generic[Info]):
+class BucketTransfer(WeightTransferEngine[Joining, Info], Generic[Info]):
     """Loads buckets of tensors that the trainer's process holds."""
 
-    init_info_cls = NoInit
+    init_info_cls = Joining
 
     @abstractmethod
     def bucket(self, info: Info) -> tuple[torch.Tensor, list[Entry]]:
         """The bytes of a bucket, and what is in it."""
 
-    def init_transfer_engine(self, init_info: NoInit) -> None:
+    def init_transfer_engine(self, init_info: Joining) -> None:
         """Nothing to do."""
 
     def start_weight_update(self) -> None:
@@ -287,9 +306,31 @@ class TcpTransfer(BucketTransfer[RemoteBucket]):
         return SharedBuffer()
 
 
+class BroadcastTransfer(BucketTransfer[SentBucket]):
+    """For a trainer on another machine, which sends to all workers of all servers at once."""
+
+    update_info_cls = SentBucket
+    _receiver: Receiver | None = None
+
+    def init_transfer_engine(self, init_info: Joining) -> None:
+        """Join the trainer's group, and leave that of any trainer before."""
+        self._receiver = None
+        self._receiver = Receiver(Meeting(**init_info.meeting), get_tp_group().rank_in_group)
+
+    def bucket(self, info: SentBucket) -> tuple[torch.Tensor, list[Entry]]:
+        """The next bucket, in this worker's memory."""
+        entries = [Entry.from_json(entry) for entry in info.entries]
+        if self._receiver is None:
+            raise GenerationError("a bucket", "no trainer's group was joined.", "Start again.")
+        memory = torch.empty(size_of(entries), dtype=torch.uint8, device=self.device)
+        self._receiver.receive(memory)
+        return memory, entries
+
+
 def _lies_in(tensor: torch.Tensor, memory: torch.Tensor) -> bool:
     return tensor.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()
 
 
 WeightTransferEngineFactory.register_engine(SHARED_MEMORY, SharedMemoryTransfer)
 WeightTransferEngineFactory.register_engine(TCP, TcpTransfer)
+WeightTransferEngineFactory.register_engine(BROADCAST, BroadcastTransfer)

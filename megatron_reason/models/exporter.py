@@ -34,6 +34,7 @@ from megatron_reason.schema.topology import Topology
 
 _BLOCK_BYTES = 1 << 22
 _AS_IT_IS = Changes()
+_HOST = torch.device("cpu")
 
 
 def export_hf(
@@ -89,15 +90,19 @@ class TensorStream:
         model: this rank's stage, on the layout of `topology`.
         source: the checkpoint it was imported from.
         topology: this rank's place.
+        device: where `held` has tensors.
 
     Raises:
         ConversionError: tensors that do not add up to the source's.
     """
 
-    def __init__(self, model: nn.Module, source: Checkpoint, topology: Topology) -> None:
+    def __init__(
+        self, model: nn.Module, source: Checkpoint, topology: Topology, device: torch.device = _HOST
+    ) -> None:
         self._local = dict(global_parameters(model))
         self._origins = _origins(self._local, source, topology)
         self._topology = topology
+        self._device = device
         self.tensors: dict[str, Stored] = {
             name: stored for name, stored in source.tensors.items() if name in self._origins
         }
@@ -121,7 +126,7 @@ class TensorStream:
             gathering.block(begin, end, None if out is None else out[begin:end])
 
     def held(self, name: str) -> Tensor | None:
-        """A tensor that lies in one piece on rank 0, there: a view of the parameter on a CPU.
+        """A tensor in one piece on rank 0, there; a view of the parameter where it can be.
 
         None where it has to be put together, and on every other rank. No rank waits for another.
         """
@@ -129,7 +134,7 @@ class TensorStream:
         (rank, piece), *others = gathering.origin.pieces
         if others or rank != 0 or gathering.shard is None or self._topology.rank != 0:
             return None
-        return gathering.shard[piece.local].to(gathering.stored.dtype).cpu()
+        return gathering.shard[piece.local].to(self._device, gathering.stored.dtype)
 
     def _gathering(self, name: str) -> "_Gathering":
         origin = self._origins[name]

@@ -123,10 +123,12 @@ class WeightSync:
             patience = timedelta(seconds=self._config.standby_timeout_s)
             group: Any = dist.new_group(backend="gloo", timeout=patience)
             self._group = group
+        is_near = engine is not None and engine.takes_from_device
+        device = platform.device() if is_near else torch.device("cpu")
         with open_checkpoint(hf_folder) as source:
-            self._stream = TensorStream(bare(stage), source, topology)
+            self._stream = TensorStream(bare(stage), source, topology, device)
         self._plan = _plan(self._stream.tensors, self._config.bucket_mb * _MIB)
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
         refusal = _unlike(engine, hf_folder) if engine is not None else None
         if (refusal := self._shared(refusal)) is not None:
             raise refusal
@@ -291,7 +293,7 @@ class WeightSync:
         tensors: dict[str, Tensor] = {}
         end = 0
         if _size(self._stream.tensors, names) > self._buffer.numel():
-            self._buffer = torch.empty(_size(self._stream.tensors, names), dtype=torch.uint8)
+            self._buffer = self._buffer.new_empty(_size(self._stream.tensors, names))
         for name in names:
             stored = self._stream.tensors[name]
             flat = self._buffer[end : end + stored.nbytes]

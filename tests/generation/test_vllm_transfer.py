@@ -6,6 +6,7 @@ A whole update is tested in `test_vllm_engine.py` and `test_online_servers.py`.
 import os
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_reason.errors import GenerationError
+from megatron_reason.generation.broadcast import Sender
 from megatron_reason.generation.bucket_server import Address, BucketServer
 from megatron_reason.generation.buckets import Entry, SharedBuffer, described
 from tests.distributed import spawn
@@ -51,6 +53,7 @@ def check_transports(rank: int, world_size: int) -> None:
     shard_model(world_size)
     check_shared_memory(rank, world_size)
     check_tcp(rank, world_size)
+    check_broadcast(rank, world_size)
 
 
 def check_shared_memory(rank: int, world_size: int) -> None:
@@ -92,6 +95,55 @@ def check_tcp(rank: int, world_size: int) -> None:
     assert len(fetched) == (2 if rank == 0 else 0), "the first shard fetches for all"
     check_damage(partial(made, vllm_transfer.TcpTransfer), offer, rank, world_size)
     check_nothing_there(partial(made, vllm_transfer.TcpTransfer), rank, world_size)
+
+
+class Trainer:
+    """Sends to the shards from the first one's process."""
+
+    def __init__(self, worker: Any, rank: int, world_size: int) -> None:
+        self.sender = Sender({HOST: HOST}, {HOST: world_size}) if rank == 0 else None
+        meeting = [None if self.sender is None else asdict(self.sender.meetings[HOST])]
+        dist.broadcast_object_list(meeting)
+        with ThreadPoolExecutor(1) as threads:
+            joined = self.sender and threads.submit(self.sender.join)
+            worker.join_trainer(meeting[0])
+            assert joined is None or joined.result() is None
+
+    def send(self, entry: Entry, tensor: Tensor) -> dict[str, Any]:
+        if self.sender is not None:
+            self.sender.begin([(entry, tensor)])
+        return {"entries": [asdict(entry)]}
+
+
+def check_broadcast(rank: int, world_size: int) -> None:
+    """Every shard gets the trainer's buckets; a damaged one ends the group alone."""
+    from megatron_reason.generation.vllm_transfer import BroadcastTransfer
+
+    worker = shard(made(BroadcastTransfer))
+    first, second = described("a", torch.ones(4, 5)), described("b", torch.full((3,), 2.0))
+    worker.begin_update()
+    told = {"entries": [asdict(first[0])]}
+    words = "no trainer's group was joined"
+    expect_of_last(partial(worker.load_bucket, told), words, rank, world_size)
+    worker.abandon_update()
+
+    trainer = Trainer(worker, rank, world_size)
+    entry, tensor = first
+    wrong = replace(entry, checksum=entry.checksum ^ 1)
+    worker.begin_update()
+    told = trainer.send(wrong if rank == 0 else entry, tensor)
+    expect_of_last(partial(worker.load_bucket, told), "checksum", rank, world_size)
+    worker.abandon_update()
+    assert not worker.model.a.any(), "half a layer was kept"
+
+    trainer = Trainer(worker, rank, world_size)
+    for factor in (1.0, 3.0):
+        worker.begin_update()
+        for entry, tensor in (described(entry.name, factor * t) for entry, t in (first, second)):
+            worker.load_bucket(trainer.send(entry, tensor))
+        worker.end_update()
+        assert torch.equal(worker.model.a, factor * first[1])
+        assert torch.equal(worker.model.b, factor * second[1])
 
 
 def shard_model(world_size: int) -> None:

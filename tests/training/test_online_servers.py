@@ -1,4 +1,7 @@
-"""A live loop over HTTP whose server, a sharded one, is killed amid answers and amid a sync."""
+"""A live loop over HTTP whose server, a sharded one, is killed amid answers and amid a sync.
+
+Weights are broadcast; servers that fetch them are tested in `tests/generation`.
+"""
 
 import math
 import os
@@ -24,7 +27,8 @@ from tests.training.online_run import make_data, make_job, metrics, rollouts, ru
 pytest.importorskip("vllm")
 
 UPDATES = 3
-LENGTHS = {"max_model_len": 64, "max_num_seqs": 4, "kv_cache_mb": 64}
+SETTINGS = {"max_model_len": 64, "max_num_seqs": 4, "kv_cache_mb": 64,
+            "weight_transport": "broadcast"}  # fmt: skip
 """A prompt's four answers at a time, so that others are left when it is done."""
 FEW = {"prompts_per_update": 3, "rollouts_per_prompt": 4}
 WIDE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -92,16 +96,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_data(tmp_path, WIDE)
     servers = tmp_path / "servers"
     run = tmp_path / "run.yaml"
-    sharded = {**LENGTHS, "tensor_parallel_size": 2}
-    lengths = ", ".join(f"{key}: {value}" for key, value in sharded.items())
+    sharded = {**SETTINGS, "tensor_parallel_size": 2}
+    settings = ", ".join(f"{key}: {value}" for key, value in sharded.items())
     run.write_text(
         f"run: {{name: served, dir: {tmp_path}}}\n"
-        f"model: {{path: {tmp_path / 'model'}, dtype: float32}}\nengine: {{{lengths}}}\n",
+        f"model: {{path: {tmp_path / 'model'}, dtype: float32}}\nengine: {{{settings}}}\n",
         encoding="utf-8",
     )
     engine = EngineConfig.model_validate(
         {"name": "vllm-server", "servers_folder": str(servers), "start_timeout_s": 240,
-         "request_timeout_s": 60, **LENGTHS}
+         "request_timeout_s": 60, **SETTINGS}
     )  # fmt: skip
     jobs: list[TrainJob] = []
     for name, ahead in (("live", 0), ("ahead", 1)):

@@ -2,13 +2,14 @@
 
     python tools/bench/sync.py --model smollm2-135m --rounds 7
 
-One trainer process on the CPU, one engine beside it. Each round, in turn:
+One trainer process on the CPU, one engine beside it, or servers on the same machine: `tcp` and
+`broadcast` are two of `mreason serve`, with that transport of their weights. Each round, in turn:
 
 - copy: one `copy_` of as many bytes within a process, memory already touched;
 - handover: what any way between two processes needs: one copy into shared memory, one out of it in
   the other process, one after the other;
 - vllm: vLLM's own `reload_weights` of the same tensors from a file in memory, heads and cache
-  included, which is what its repacking of every matrix takes on a CPU (only for that engine);
+  included, which is what its repacking of every matrix takes on a CPU (not for `transformers`);
 - sync: `WeightSync.push`, from gathering the first tensor until the engine is ready, with checksums
   on both sides; the probe is timed apart.
 
@@ -22,10 +23,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
@@ -37,6 +40,8 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
+SERVERS = 2
+"""Of each transport between machines."""
 sys.path.insert(0, str(ROOT))
 
 
@@ -122,13 +127,42 @@ class Handover:
         self._connection.recv()
 
 
-def engine_of(kind: str, model: Path, scratch: Path) -> Any:  # noqa: ANN401 - any engine
-    """The engine, started on the model."""
+@contextmanager
+def opened(kind: str, model: Path, scratch: Path) -> Iterator[tuple[Any, list[int]]]:
+    """An engine, started on the model, and the processes in which it computes."""
     from megatron_reason.config.sampling import EngineConfig
     from megatron_reason.generation.open import open_engine
 
-    config = EngineConfig.model_validate({"name": kind, "max_model_len": 256, "kv_cache_mb": 64})
-    return open_engine(model, config, dtype="bfloat16", log_folder=scratch)
+    settings: dict[str, Any] = {"max_model_len": 256, "kv_cache_mb": 64}
+    served: list[psutil.Process] = []
+    with ExitStack() as stack:
+        if kind in ("tcp", "broadcast"):
+            settings["weight_transport"] = kind
+            served = [stack.enter_context(server(model, scratch, settings)) for _ in range(SERVERS)]
+            where = {"servers_folder": str(scratch / "servers"), "num_servers": SERVERS}
+            settings |= {"name": "vllm-server", **where}
+        else:
+            settings["name"] = kind
+        config = EngineConfig.model_validate(settings)
+        engine: Any = open_engine(model, config, dtype="bfloat16", log_folder=scratch)
+        stack.callback(engine.close)
+        pids = [child.pid for one in served for child in one.children(recursive=True)]
+        yield engine, [engine.pid] if kind == "vllm" else pids
+
+
+@contextmanager
+def server(model: Path, scratch: Path, settings: dict[str, Any]) -> Iterator[psutil.Process]:
+    """`mreason serve`."""
+    run = scratch / "run.yaml"
+    content = {"run": {"name": "served", "dir": str(scratch)},
+               "model": {"path": str(model), "dtype": "bfloat16"}, "engine": settings}  # fmt: skip
+    run.write_text(json.dumps(content), encoding="utf-8")
+    command = [sys.executable, "-m", "megatron_reason.cli.app", "serve", str(run), "--port", "0"]
+    with subprocess.Popen([*command, "--register", str(scratch / "servers")]) as process:
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
 
 
 def push_into(reports: list[Any], sync: Any, version: int) -> None:  # noqa: ANN401
@@ -150,7 +184,7 @@ def race(model: Path, kind: str, bucket_mb: int, rounds: int) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as scratch,
         tempfile.TemporaryDirectory(dir="/dev/shm") as memory,
         platform.cpu(),
-        engine_of(kind, model, Path(scratch)) as engine,
+        opened(kind, model, Path(scratch)) as (engine, children),
     ):
         from megatron_reason.engine.startup import load_model, parallel_world
         from megatron_reason.rollout.weight_sync import WeightSync
@@ -167,13 +201,12 @@ def race(model: Path, kind: str, bucket_mb: int, rounds: int) -> dict[str, Any]:
             size = first.num_bytes
             source, target = torch.ones(2, size, dtype=torch.uint8)
             handover = Handover(size)
-            children = [engine.pid] if kind == "vllm" else []
             found: list[Round] = []
             for number in range(rounds):
                 copy = cost(lambda: target.copy_(source))
                 over = cost(handover, handover.pid)
                 own = None
-                if kind == "vllm":
+                if children:
                     own = cost(lambda: engine.load_weights(Path(memory)), *children)
                 reports: list[Any] = []
                 push = partial(push_into, reports, sync, number + 1)
@@ -234,7 +267,9 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--engines", nargs="+", default=["vllm", "transformers"])
+    parser.add_argument(
+        "--engines", nargs="+", default=["vllm", "transformers", "tcp", "broadcast"]
+    )
     parser.add_argument("--bucket-mb", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     chosen = parser.parse_args()
