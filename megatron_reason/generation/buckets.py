@@ -13,7 +13,9 @@ from itertools import accumulate
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SHARED_MEMORY = "shared_memory"
@@ -51,6 +53,7 @@ class Entry:
         return replace(cls(**fields), shape=tuple(fields["shape"]))
 
 
+Words = NDArray[np.int64]
 Bucket = Sequence[tuple[Entry, Tensor]]
 """Tensors and what is said about them."""
 ArrivingBucket = Iterator[tuple[Entry, Tensor]]
@@ -74,17 +77,26 @@ def checksum(tensor: Tensor) -> int:
         flat = flat.clone()
     end = flat.numel() // _ROW_BYTES * _ROW_BYTES
     table = flat[:end].view(torch.int64).view(-1, _WORDS_PER_ROW)
-    rows, columns = table.new_empty(len(table)), table.new_zeros(_WORDS_PER_ROW)
-    # The second sum finds what the first has brought into the cache.
-    for begin in range(0, len(table), _ROWS_PER_PART):
-        part = table[begin : begin + _ROWS_PER_PART]
-        torch.sum(part, 1, out=rows[begin : begin + _ROWS_PER_PART])
-        columns += part.sum(0)
     code = 0
-    # Where the tensor lies only the sums leave the device.
-    for summed in (rows, columns, flat[end:]):
-        code = zlib.crc32(summed.cpu().numpy().tobytes(), code)
+    for part in (*(_host_sums if table.is_cpu else _device_sums)(table), flat[end:].cpu().numpy()):
+        code = zlib.crc32(part.tobytes(), code)
     return code
+
+
+def _host_sums(table: Tensor) -> tuple[Words, Words]:
+    """Sums over columns and over rows; the second sum finds what the first brought into cache."""
+    values = table.numpy()
+    rows, columns = np.empty(len(values), np.int64), np.zeros(_WORDS_PER_ROW, np.int64)
+    for begin in range(0, len(values), _ROWS_PER_PART):
+        part = values[begin : begin + _ROWS_PER_PART]
+        part.sum(1, out=rows[begin : begin + _ROWS_PER_PART])
+        columns += part.sum(0)
+    return rows, columns
+
+
+def _device_sums(table: Tensor) -> tuple[Words, Words]:
+    """The same, of which nothing else leaves the device."""
+    return table.sum(1).cpu().numpy(), table.sum(0).cpu().numpy()
 
 
 def size_of(entries: Sequence[Entry]) -> int:

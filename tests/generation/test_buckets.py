@@ -7,6 +7,8 @@ import torch
 
 from megatron_reason.generation.buckets import (
     SharedBuffer,
+    _device_sums,
+    _host_sums,
     checksum,
     described,
     mapped,
@@ -47,6 +49,14 @@ def test_checksum_does_not_depend_on_how_a_tensor_lies_in_memory():
     transposed = values.T.contiguous().T
     assert checksum(values) == checksum(shifted) == checksum(transposed)
     assert checksum(values) != checksum(values.T)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 127, 300])
+def test_sums_on_a_device_are_those_on_the_host(num_rows: int):
+    """Here the device is a CPU, too; sums of 64 bits wrap around alike."""
+    table = torch.randint(-(2**63), 2**63 - 1, (num_rows, 1024))
+    for here, there in zip(_host_sums(table), _device_sums(table), strict=True):
+        assert here.tobytes() == there.tobytes()
 
 
 def test_another_process_reads_what_was_put_there():
