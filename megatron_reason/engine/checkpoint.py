@@ -1,7 +1,8 @@
 """What a checkpoint of a training run holds, and resuming from it exactly, on any ranks.
 
 Layout: `checkpoints/iter_0000010/` holds Megatron's distributed checkpoint, `train_state.json`,
-`job.json` with the settings, and `files.json` with the sums of all other files;
+`job.json` with the settings, `ahead.json` with what had been made for the next step, if anything,
+and `files.json` with the sums of all other files;
 `checkpoints/latest_checkpointed_iteration.txt` names the newest. Optimizer states are stored by
 parameter, so that TP, PP and DP may change, or as Megatron holds them, so that DP may. No
 random-number state is stored: nothing is drawn in an update, and the order of the data is a pure
@@ -60,6 +61,8 @@ class Progress:
     """Steps in a row without anything to learn from."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Means over the updates since the checkpoint before."""
+    ahead: str = ""
+    """What rank 0 had made for the next step already; empty elsewhere, and where it had nothing."""
 
 
 def load_latest(
@@ -86,7 +89,7 @@ def load_latest(
         )
     adamw_steps: list[int | None] = stored.pop(_ADAMW_STEPS)
     sharding, layout = stored.pop(_SHARDING), stored.pop(_LAYOUT)
-    progress = Progress(**stored)
+    progress = Progress(**stored, ahead=_ahead(found, trainable))
     if sharding == _BY_BUCKET and layout != _layout(trainable):
         raise CheckpointError(
             str(found),
@@ -115,6 +118,13 @@ def load_latest(
     return progress
 
 
+def _ahead(checkpoint: Path, trainable: Trainable) -> str:
+    path = checkpoint / files.AHEAD
+    if trainable.topology.rank or not path.is_file():
+        return ""
+    return path.read_text(encoding="utf-8")
+
+
 def load_weights(trainable: Trainable, checkpoint: Path) -> None:
     """Load the weights of a checkpoint of this run, and nothing else: not to be trained on."""
     model: Any = trainable.model.module
@@ -134,13 +144,13 @@ def stored_state(trainable: Trainable, *, portable: bool) -> dict[str, Any]:
 
 
 def train_state(trainable: Trainable, progress: Progress, *, portable: bool) -> dict[str, Any]:
-    """What `train_state.json` holds."""
+    """What `train_state.json` holds: all but `ahead`, which may be long."""
     steps = [
         max((int(state["step"]) for state in _adamw_states(trainable)), default=None)
         for _ in _each_moments(trainable)
     ]
     return {
-        **asdict(progress),
+        **{name: value for name, value in asdict(progress).items() if name != "ahead"},
         _ADAMW_STEPS: steps,
         _SHARDING: _sharding(portable=portable),
         _LAYOUT: _layout(trainable),

@@ -22,6 +22,7 @@ from megatron_reason.logs import get_logger
 
 LATEST = "latest_checkpointed_iteration.txt"
 STATE = "train_state.json"
+AHEAD = "ahead.json"
 SUMS = "files.json"
 _INDEX = ".metadata"
 _BLOCK = 1 << 22

@@ -48,6 +48,7 @@ class _Pending:
 
     update: int
     state: dict[str, Any]
+    ahead: str
     request: AsyncRequest
     writer: CheckpointWriter
     begun: float
@@ -130,7 +131,9 @@ class CheckpointSaver:
         state = train_state(trainable, progress, portable=self._config.portable)
         blocked_s = time.perf_counter() - begun
         self._waited_s += blocked_s
-        self._pending = _Pending(progress.update, state, request, writer, begun, blocked_s)
+        self._pending = _Pending(
+            progress.update, state, progress.ahead, request, writer, begun, blocked_s
+        )
         if not self._config.asynchronous:
             self.finish()
 
@@ -197,6 +200,8 @@ class CheckpointSaver:
         partial = files.partial_of(self._folder, pending.update)
         write_json(partial / files.STATE, pending.state)
         write_text(partial / _JOB, self._job)
+        if pending.ahead:
+            write_text(partial / files.AHEAD, pending.ahead)
         rest = [path for path in partial.iterdir() if path.name not in sums]
         write_json(partial / files.SUMS, sums | files.sums_of(rest, durable=True))
         target = files.target_of(self._folder, pending.update)

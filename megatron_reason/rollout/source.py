@@ -11,6 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from megatron_reason.config.rollout import RolloutSection
 from megatron_reason.config.sampling import SamplingConfig
 from megatron_reason.errors import DataError
@@ -56,6 +58,23 @@ class Batch:
     """Updates that had made the weights which answered."""
     metrics: StepMetrics = field(default_factory=StepMetrics)
     """Rewards, groups, lengths, seconds."""
+
+    def to_json(self) -> str:
+        """The batch as text, to the last bit of every number."""
+        # Not pydantic's own JSON, which makes null of log-probs that are not finite.
+        return json.dumps(_BATCH.dump_python(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Batch":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: another version wrote it.
+        """
+        return _BATCH.validate_json(text)
+
+
+_BATCH = TypeAdapter(Batch)
 
 
 @dataclass(frozen=True)

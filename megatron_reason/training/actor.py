@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_reason.config.template import TemplateConfig
 from megatron_reason.curation._rewriting import Rewriter
-from megatron_reason.errors import ConfigError, DataError, EngineDiedError
+from megatron_reason.errors import CheckpointError, ConfigError, DataError, EngineDiedError
 from megatron_reason.evaluation.prompts import prompts_of
 from megatron_reason.generation.base import Engine
 from megatron_reason.generation.open import open_engine
@@ -60,6 +60,27 @@ class Actor:
     def go_ahead(self, position: Position, *, version: int) -> None:
         """Begin the batch at `position` in the background."""
         self._ahead = self.background.submit(self.source.next, position, version=version)
+
+    def resume(self, batch: str) -> None:
+        """Have `batch` be what a run before this one had begun ahead, as `made_ahead` told it.
+
+        Raises:
+            CheckpointError: another version made it.
+        """
+        done: Future[Batch] = Future()
+        try:
+            done.set_result(Batch.from_json(batch))
+        except ValueError as error:
+            raise CheckpointError(
+                "rollouts made ahead",
+                f"those of the checkpoint cannot be read: {error}",
+                "Go on with the version that wrote them, or remove the checkpoint's folder.",
+            ) from error
+        self._ahead = done
+
+    def made_ahead(self) -> str:
+        """The batch begun ahead, once the engine is idle, as JSON; empty if there is none."""
+        return "" if self._ahead is None else self._ahead.result().to_json()
 
     def wait(self) -> None:
         """Until the engine is idle.

@@ -55,6 +55,10 @@ class Stepper(Protocol):
         """
         ...
 
+    def stored(self, state: Progress) -> Progress:
+        """`state` with what only a checkpoint of it needs."""
+        ...
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -107,7 +111,7 @@ class Loop:
                 leaves = signalled is not None or self._stops_between(before, state.update)
                 if leaves or self._saves_between(before, state.update):
                     state = replace(state, metrics=_of_checkpoint(means, metrics))
-                    saver.begin(state)
+                    saver.begin(self.stepper.stored(state))
                     means = StepMetrics()
                 if leaves and state.update < self.total:
                     break

@@ -74,6 +74,7 @@ def train_online(job: TrainJob, rollout: RolloutJob, trainable: Trainable) -> bo
     scope = acting(job, rollout, weights=weights.folder, vocabulary=vocab_size(trainable.model))
     with ExitStack() as stack:
         actor = _opened(scope, stack, tell)
+        tell(lambda: _resume_ahead(actor, start))
         stepper = Online(
             job=job,
             rollout=rollout,
@@ -153,6 +154,12 @@ def _opened(
     return opened[0] if opened else None
 
 
+def _resume_ahead(actor: Actor | None, start: Progress) -> None:
+    if actor is not None and start.ahead:
+        actor.resume(start.ahead)
+        _LOG.info("the next rollouts were made before the checkpoint, and are in it")
+
+
 @dataclass(frozen=True)
 class Online:
     """Updates from fresh rollouts."""
@@ -217,6 +224,10 @@ class Online:
             "progress/prompts": float(after.prompts),
             "pool/hard": float(len(after.hard)),
         }
+
+    def stored(self, state: Progress) -> Progress:
+        """`state` with the rollouts that were made ahead."""
+        return state if self.actor is None else replace(state, ahead=self.actor.made_ahead())
 
     @property
     def _total(self) -> int:
@@ -307,6 +318,7 @@ class Online:
             hard=batch.after.hard.problem_ids,
             empty_steps=empty,
             metrics={},
+            ahead="",
         )
 
 

@@ -454,9 +454,10 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "chord": ({"demos_per_update": 3, "decay_updates": 10, "max_response_length": 8},
               {"rewrite": REWRITE}),
     "grpo": ({"drop_equal_groups": True}, {"order": "table", "updates_per_step": 2}),
+    "srft": ({}, {"steps_ahead": 1}),
 }  # fmt: skip
 """With prompts that wait in a pool; with stored demonstrations in its own words, and a schedule;
-with refills, and two updates a step."""
+with refills, and two updates a step; with rollouts of older weights."""
 
 
 @pytest.mark.parametrize("method", RESUMED)
@@ -491,5 +492,8 @@ def test_killed_and_resumed_equals_never_interrupted(tmp_path: Path, method: str
     elif method == "chord":
         roles = Counter(sample.role for sample in one_update(whole.output, 13)[0])
         assert roles[Role.DEMO] == 3
-    else:
+    elif method == "grpo":
         assert any(row["groups/refills"] for row in rows)
+    else:
+        stale = [row["rollout/staleness"] for row in metrics(broken.output)]
+        assert stale == [0.0, *[1.0] * 13]

@@ -3,7 +3,10 @@
     python tools/bench/sync.py --model smollm2-135m --rounds 7
 
 One trainer process on the CPU, one engine beside it, or servers on the same machine: `tcp` and
-`broadcast` are two of `mreason serve`, with that transport of their weights. Each round, in turn:
+`broadcast` are `mreason serve` with that transport of their weights. Each server wants all cores,
+so that several of them on one machine wait for each other more than for their weights.
+
+Each round, in turn:
 
 - copy: one `copy_` of as many bytes within a process, memory already touched;
 - handover: what any way between two processes needs: one copy into shared memory, one out of it in
@@ -40,8 +43,6 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVERS = 2
-"""Of each transport between machines."""
 sys.path.insert(0, str(ROOT))
 
 
@@ -128,7 +129,7 @@ class Handover:
 
 
 @contextmanager
-def opened(kind: str, model: Path, scratch: Path) -> Iterator[tuple[Any, list[int]]]:
+def opened(kind: str, model: Path, scratch: Path, servers: int) -> Iterator[tuple[Any, list[int]]]:
     """An engine, started on the model, and the processes in which it computes."""
     from megatron_reason.config.sampling import EngineConfig
     from megatron_reason.generation.open import open_engine
@@ -138,8 +139,8 @@ def opened(kind: str, model: Path, scratch: Path) -> Iterator[tuple[Any, list[in
     with ExitStack() as stack:
         if kind in ("tcp", "broadcast"):
             settings["weight_transport"] = kind
-            served = [stack.enter_context(server(model, scratch, settings)) for _ in range(SERVERS)]
-            where = {"servers_folder": str(scratch / "servers"), "num_servers": SERVERS}
+            served = [stack.enter_context(server(model, scratch, settings)) for _ in range(servers)]
+            where = {"servers_folder": str(scratch / "servers"), "num_servers": servers}
             settings |= {"name": "vllm-server", **where}
         else:
             settings["name"] = kind
@@ -170,7 +171,7 @@ def push_into(reports: list[Any], sync: Any, version: int) -> None:  # noqa: ANN
     reports.append(sync.push(version))
 
 
-def race(model: Path, kind: str, bucket_mb: int, rounds: int) -> dict[str, Any]:
+def race(model: Path, kind: str, bucket_mb: int, rounds: int, servers: int) -> dict[str, Any]:
     """All rounds with one engine."""
     import torch
 
@@ -184,7 +185,7 @@ def race(model: Path, kind: str, bucket_mb: int, rounds: int) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as scratch,
         tempfile.TemporaryDirectory(dir="/dev/shm") as memory,
         platform.cpu(),
-        opened(kind, model, Path(scratch)) as (engine, children),
+        opened(kind, model, Path(scratch), servers) as (engine, children),
     ):
         from megatron_reason.engine.startup import load_model, parallel_world
         from megatron_reason.rollout.weight_sync import WeightSync
@@ -272,14 +273,19 @@ def main() -> None:
     )
     parser.add_argument("--bucket-mb", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--servers", type=int, default=1, help="of tcp and of broadcast")
     chosen = parser.parse_args()
     from megatron_reason.models.sources import resolve_model
 
     model = resolve_model(chosen.model, ROOT / "models")
-    found = [race(model, kind, chosen.bucket_mb, chosen.rounds) for kind in chosen.engines]
+    found = [
+        race(model, kind, chosen.bucket_mb, chosen.rounds, chosen.servers)
+        for kind in chosen.engines
+    ]
     about = (
         f"`python tools/bench/sync.py --model {chosen.model} --rounds {chosen.rounds} --bucket-mb "
-        f"{chosen.bucket_mb}`, {date.today()}, {len(os.sched_getaffinity(0))} CPU cores, bfloat16."
+        f"{chosen.bucket_mb} --servers {chosen.servers}`, {date.today()}, "
+        f"{len(os.sched_getaffinity(0))} CPU cores, bfloat16."
     )
     text = page(found, about)
     print(text)
